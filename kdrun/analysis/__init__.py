@@ -1,0 +1,1 @@
+"""What finished runs say together; reads run directories, never models."""

@@ -1,0 +1,108 @@
+"""The `kdrun` command: words in, exit codes out. Imports typer only, so that --help answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HERE = Path(__file__).parent
+# In a wheel conf/ lies inside the package, in a checkout beside it.
+CONF = next((folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir()), HERE / "conf")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help"]},
+    help="Distil language models: train, evaluate, sweep, compare. KEY=VALUE words are Hydra overrides.",
+)
+HYDRA = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def options(group: str) -> str:
+    """The choices of a config group, for help texts: file names in conf/, nothing composed."""
+    return ", ".join(sorted(f.stem for f in (CONF / group).glob("*.yaml") if not f.stem.startswith("_")))
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides and flags, for example: loss=akl mu=0.5 --cfg job"),
+]
+
+
+@app.command(
+    context_settings=HYDRA,
+    help=f"""Train once: a distillation, or with loss=sft a fine-tuning (role=teacher: of the teacher).
+
+loss: {options("loss")}.
+
+pair: {options("pair")}. data: {options("data")}. experiment: {options("experiment")}.
+
+Examples: kdrun train loss=akl mu=0.5 | kdrun train loss=fkl data=jsonl data.path=my.jsonl | kdrun train resume=DIR""",
+)
+def train(overrides: Overrides = None) -> None:
+    launch("train", overrides)
+
+
+@app.command(
+    context_settings=HYDRA,
+    help="""Train once for every combination of the values given (a Hydra multirun of the train task).
+
+Examples: kdrun sweep loss=akl mu=0.3,0.5,0.7 | kdrun sweep loss=fkl,rkl,jsd seed=0,1,2""",
+)
+def sweep(overrides: Overrides = None) -> None:
+    launch("train", ["--multirun", *(overrides or [])])
+
+
+@app.command(
+    context_settings=HYDRA,
+    help=f"""Generate and score: ROUGE, BERTScore, agreement with the teacher.
+
+eval: {options("eval")}.
+
+Examples: kdrun evaluate run=DIR eval=paper | kdrun evaluate student=PATH data=unicode | kdrun evaluate run=DIR
+role=teacher""",
+)
+def evaluate(overrides: Overrides = None) -> None:
+    launch("evaluate", overrides)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(help="Run directories, sweep directories, or folders of them.")],
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too, every metric in it.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the validation curves into this .png or .svg.")] = None,
+) -> None:
+    """One table of runs: the settings that differ and the final metrics, read from the run directories alone."""
+    from kdrun.launch import answer
+
+    answer(lambda: _compare(directories, csv, plot))
+
+
+def _compare(directories: list[Path], csv: Path | None, plot: Path | None) -> None:
+    from kdrun.commands.compare import compare as run
+
+    run(directories, csv=csv, plot=plot)
+
+
+@app.command(context_settings=HYDRA)
+def show(overrides: Overrides = None) -> None:
+    """Print the composed, checked config of `kdrun train` (or: kdrun show evaluate ...) without running it."""
+    from kdrun.launch import show as run
+
+    words = list(overrides or [])
+    command = words.pop(0) if words and words[0] in ("train", "evaluate") else "train"
+    run(command, words)
+
+
+def launch(command: str, words: list[str] | None) -> None:
+    """Hand the words to Hydra; imported here and not above, because Hydra costs 0.15 s."""
+    from kdrun.launch import launch as run
+
+    run(command, list(words or []), CONF)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="kdrun")

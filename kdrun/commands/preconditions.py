@@ -1,0 +1,149 @@
+"""What can be refused before torch is imported: missing files, bad lines, a resumed run that is not the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdrun.config import (
+    Data,
+    EmbeddedData,
+    EvaluateConfig,
+    HubData,
+    JsonlData,
+    PretrainedPair,
+    ScratchPair,
+    Section,
+    TrainConfig,
+)
+from kdrun.errors import UserError
+from kdrun.models.loading import locate
+from kdrun.runs.directory import RunDirectory
+
+
+def check_train(config: TrainConfig) -> None:
+    """Files and folders that a train config names exist and parse.
+
+    Raises:
+        UserError: naming the key.
+    """
+    check_data(config.data)
+    pair = config.pair
+    if isinstance(pair, ScratchPair):
+        if pair.tokenizer is not None and not (Path(pair.tokenizer) / "tokenizer.json").is_file():
+            raise UserError(f"pair.tokenizer={pair.tokenizer}: no tokenizer.json there; give a folder that holds one")
+        if pair.student is not None:
+            locate(pair.student, key="pair.student")
+        if config.role == "student":
+            check_scratch_teacher(config, pair)
+        return
+    if config.role == "teacher" or config.loss.name != "sft":
+        locate(pair.teacher, key="pair.teacher")
+    if config.role == "student":
+        locate(pair.student, key="pair.student")
+
+
+def check_scratch_teacher(config: TrainConfig, pair: ScratchPair) -> None:
+    """The scratch pair's teacher is there or can be made, and was made for this pair and this data."""
+    if missing_teacher(config) is not None:
+        return
+    locate(pair.teacher, key="pair.teacher")
+    folder = Path(pair.teacher)
+    if not (folder / "run.json").exists():
+        return
+    made = RunDirectory.open(folder, key="pair.teacher").config()
+    for group, keys in (("pair", ("tokenizer", "vocab_size", "context")), ("data", None)):
+        want, have = getattr(config, group).model_dump(mode="json"), made.get(group, {})
+        for key in keys or want:
+            if key in have and have[key] != want[key] and group + key != "datamax_rows":
+                raise UserError(
+                    f"{group}.{key}={want[key]}: the teacher at {folder} was made with {group}.{key}={have[key]}; "
+                    f"give this one a place of its own, for example pair.teacher={folder}-2, or take the same {group}.{key}"
+                )
+
+
+def missing_teacher(config: TrainConfig) -> Path | None:
+    """The folder where kdrun must make the scratch pair's teacher first, or None.
+
+    Only in a folder named teachers/ (the default place): a mistyped path elsewhere is an error, not a fine-tuning.
+    """
+    if not isinstance(config.pair, ScratchPair) or config.role == "teacher":
+        return None
+    folder = Path(config.pair.teacher)
+    if folder.parent.name != "teachers":
+        return None
+    if (folder / "run.json").exists():
+        return None if RunDirectory.open(folder, key="pair.teacher").model_folder() else folder
+    return None if folder.exists() else folder
+
+
+def check_evaluate(config: EvaluateConfig) -> None:
+    """Files and folders that an evaluate config names exist and parse.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if config.data is not None:
+        check_data(config.data)
+    for key in ("student", "teacher"):
+        if (reference := getattr(config, key)) is not None:
+            locate(reference, key=key)
+    if config.run is not None:
+        run = RunDirectory.open(config.run, key="run")
+        if run.model_folder() is None:
+            raise UserError(
+                f"run={config.run}: has no student/ or teacher/ model; its status is {run.record.get('status')}"
+            )
+    if isinstance(config.pair, PretrainedPair) and config.role == "sft" and config.pair.sft is None:
+        raise UserError(f"role=sft: pair={config.pair.name} names no published fine-tuned student")
+
+
+def check_data(data: Data) -> None:
+    """Local data files exist and every line of them parses."""
+    if isinstance(data, JsonlData):
+        from kdrun.data.jsonl import check_jsonl
+
+        for key in ("path", "valid_path", "test_path"):
+            if (path := getattr(data, key)) is not None:
+                check_jsonl(Path(path), key=f"data.{key}")
+    elif isinstance(data, HubData):
+        if data.path is not None and not Path(data.path).is_dir():
+            raise UserError(
+                f"data.path={data.path}: no such folder; give a folder of the hub set's shape, or null for the hub"
+            )
+    else:
+        assert isinstance(data, EmbeddedData)
+
+
+def check_resume(config: TrainConfig, run: RunDirectory, named: list[str]) -> None:
+    """A resumed run has the config that it was started with, but for keys named on the command line.
+
+    Raises:
+        UserError: naming the keys that differ.
+    """
+    whole = any(run.path.glob("checkpoints/step-*/state.json"))
+    if run.record.get("status") == "done" and not (named and whole):
+        why = "name what to change (train.max_steps=N)" if whole else "it kept no checkpoints (train.save_every)"
+        raise UserError(f"resume={run.path}: this run is done; to train it further, {why}")
+    before, now = _flat(run.config()), _flat(_dump(config))
+    ignored = {"resume", "name", *named}
+    differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in ignored)
+    if differ:
+        key = differ[0]
+        raise UserError(
+            f"resume={run.path}: the run was started with {key}={before.get(key)}, now {key}={now.get(key)} "
+            f"(differing: {', '.join(differ)}); name a key on the command line to change it on purpose"
+        )
+
+
+def _dump(config: Section) -> dict[str, object]:
+    return config.model_dump(mode="json")
+
+
+def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

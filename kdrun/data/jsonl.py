@@ -1,0 +1,156 @@
+"""Instruction data as JSON lines: one object a line with `instruction`, `input` and `output`."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from kdrun.data.examples import Example
+from kdrun.errors import UserError
+
+MAX_LINE_BYTES = 16 * 2**20
+_SHAPE = '{"instruction": "...", "input": "...", "output": "..."}'
+
+
+def read_jsonl(path: str | Path, *, key: str = "data.path", max_line_bytes: int = MAX_LINE_BYTES) -> list[Example]:
+    """The examples of a file, in its order.
+
+    `instruction` is text and not blank; `input` is text, or absent, null or empty for none; `output` is text or a list
+    of one or more references. An empty output is allowed: its answer is EOS alone. Other fields are ignored, blank
+    lines skipped.
+
+    Raises UserError "FILE:LINE: what is wrong" at the first bad line, "KEY=FILE: ..." when the file cannot be read or
+    holds no example. A line over `max_line_bytes` is refused without being read to its end.
+    """
+    return list(iterate_jsonl(path, key=key, max_line_bytes=max_line_bytes))
+
+
+def check_jsonl(path: str | Path, *, key: str = "data.path", max_line_bytes: int = MAX_LINE_BYTES) -> int:
+    """The number of examples of a file, every line checked as `read_jsonl` does and none kept."""
+    return sum(1 for _ in iterate_jsonl(path, key=key, max_line_bytes=max_line_bytes))
+
+
+def iterate_jsonl(
+    path: str | Path, *, key: str = "data.path", max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[Example]:
+    """The examples one by one, as `read_jsonl` reads them."""
+    empty = True
+    with _open(path, key) as file:
+        number = 0
+        # Bytes, not text: a text file would end lines at U+2028 too, and could not say which byte is wrong.
+        while line := _read_line(file, path, max_line_bytes, number := number + 1):
+            if line.strip():
+                empty = False
+                yield example_from_row(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+    if empty:
+        raise UserError(f"{key}={path}: holds no example; give one JSON object a line: {_SHAPE}")
+
+
+def example_from_row(row: Mapping[str, Any], where: str) -> Example:
+    """One example from the fields of a row; `where` begins the message of the UserError when they are wrong."""
+    for name in ("instruction", "output"):
+        if name not in row:
+            found = ", ".join(map(_shown, list(row)[:8])) or "none"
+            raise UserError(f'{where}: field "{name}" is missing (fields found: {found}); each line is {_SHAPE}')
+    instruction = _text(row["instruction"], "instruction", where)
+    if not instruction.strip():
+        raise UserError(f'{where}: field "instruction" is blank; it must say what to do')
+    given = "" if row.get("input") is None else row["input"]
+    output = row["output"]
+    if not isinstance(output, list):
+        references: tuple[str, ...] = (_text(output, "output", where, "text or a list of texts"),)
+    elif output:
+        references = tuple(_text(text, f"output[{i}]", where) for i, text in enumerate(output))
+    else:
+        raise UserError(f'{where}: field "output" is an empty list; give at least one reference')
+    return Example(instruction, _text(given, "input", where), references)
+
+
+def _open(path: str | Path, key: str) -> BinaryIO:
+    try:
+        return Path(path).expanduser().open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{key}={path}: no such file; type {key}=FILE, a file of JSON lines") from None
+    except IsADirectoryError:
+        raise UserError(f"{key}={path}: is a folder; type {key}=FILE, a file of JSON lines") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}={_shown(str(path))}: cannot be read ({error}); type {key}=FILE") from None
+
+
+def _read_line(file: BinaryIO, path: str | Path, max_line_bytes: int, number: int) -> bytes:
+    line = file.readline(max_line_bytes + 1)
+    if len(line) > max_line_bytes:
+        raise UserError(
+            f"{path}:{number}: longer than {max_line_bytes} bytes; JSON lines need a newline after each object"
+        )
+    return line
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    if b"\0" in line:
+        raise UserError(f"{where}: holds a NUL byte; the file must be text in UTF-8 (not UTF-16, not compressed)")
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: byte {line[error.start]:#04x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
+        ) from None
+    if text.startswith("\ufeff"):
+        raise UserError(f"{where}: begins with a byte order mark; save the file as UTF-8 without one")
+    try:
+        row = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names)
+    except json.JSONDecodeError as error:
+        hint = "; one object a line, not an array over several lines" if text.strip() in ("[", "{") else ""
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}){hint}") from None
+    except RecursionError:
+        raise UserError(f"{where}: not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: is {_kind(row)}, must be one object: {_SHAPE}")
+    return row
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a JSON value")
+
+
+def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field {_shown(next(name for name in names if names.count(name) > 1))} stands twice")
+    return row
+
+
+def _text(value: Any, field: str, where: str, allowed: str = "text") -> str:
+    if not isinstance(value, str):
+        raise UserError(f'{where}: field "{field}" is {_kind(value)}, must be {allowed}')
+    try:
+        value.encode()  # an escape such as "\ud83d" without its other half can be neither tokenised nor written
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise UserError(f'{where}: field "{field}" holds half a surrogate pair ({half}); mend the escape') from None
+    if "\0" in value:
+        raise UserError(f'{where}: field "{field}" holds a NUL character; take it out')
+    return value
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return f"a number ({_shown(str(value))})"
+        case str():
+            return f"text ({_shown(value)})"
+        case list():
+            return "a list"
+    return "an object"
+
+
+def _shown(text: str) -> str:
+    """At most 40 characters of a text, on one line and in quotes."""
+    return ascii(text if len(text) <= 40 else f"{text[:37]}...").replace("'", '"')

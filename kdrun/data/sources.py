@@ -1,0 +1,93 @@
+"""Every data set by its name in the config: `data=unicode`, `docstrings`, `jsonl`, `dolly`, `ultrachat`."""
+
+import logging
+
+from kdrun.data.examples import Splits, count_shared_prompts, fill_splits, split_by_hash
+from kdrun.errors import UserError
+
+SOURCES = ("unicode", "docstrings", "jsonl", "dolly", "ultrachat")
+
+logger = logging.getLogger(__name__)
+
+
+def load_splits(
+    name: str,
+    *,
+    path: str | None = None,
+    valid_path: str | None = None,
+    test_path: str | None = None,
+    revision: str | None = None,
+) -> Splits:
+    """Train, validation and test examples of a set; the first two are never empty.
+
+    - `unicode`, `docstrings`: made on the spot, no key of their own; divided 90 / 5 / 5 by a hash of the prompt.
+    - `jsonl`: `path` is the train file; what `valid_path` or `test_path` do not give is carved from it by hash, 5
+      percent each.
+    - `dolly`, `ultrachat`: from the hub, or from `path`, a local folder or another hub name; `revision` pins a commit.
+
+    A prompt that stands both in train and in a held-out file given beside it is kept and counted in the log.
+    Raises UserError when a key does not fit the set, or the set cannot be read.
+    """
+    if name not in SOURCES:
+        raise UserError(f"data={name}: must be one of {', '.join(SOURCES)}; type data=unicode")
+    _refuse_unused_keys(name, path=path, valid_path=valid_path, test_path=test_path, revision=revision)
+    splits = _load(name, path, valid_path, test_path, revision)
+    if not splits.train or not splits.valid:
+        mend = "type data.valid_path=FILE" if name == "jsonl" else "give a larger set"
+        raise UserError(
+            f"data.path={path}: {len(splits.train)} examples are too few to carve a validation split by hash; {mend}"
+        )
+    if not splits.test:
+        logger.warning("data=%s: the test split carved by hash is empty", name)
+    for held_out, examples in (("validation", splits.valid), ("test", splits.test)):
+        if shared := count_shared_prompts(examples, splits.train):
+            logger.warning("data=%s: %d of %d %s prompts stand in train too", name, shared, len(examples), held_out)
+    return splits
+
+
+def _load(name: str, path: str | None, valid_path: str | None, test_path: str | None, revision: str | None) -> Splits:
+    match name:
+        case "unicode":
+            from kdrun.data.unicode_names import unicode_names
+
+            return split_by_hash(unicode_names())
+        case "docstrings":
+            from kdrun.data.docstrings import docstring_pairs
+
+            return split_by_hash(docstring_pairs())
+        case "jsonl":
+            return _load_jsonl(path, valid_path, test_path)
+        case "dolly":
+            from kdrun.data.hub import load_dolly
+
+            return load_dolly(path, revision=revision)
+        case _:
+            from kdrun.data.hub import load_ultrachat
+
+            return load_ultrachat(path, revision=revision)
+
+
+def _load_jsonl(path: str | None, valid_path: str | None, test_path: str | None) -> Splits:
+    from kdrun.data.jsonl import read_jsonl
+
+    if path is None:
+        raise UserError("data=jsonl: needs a file to train on; type data.path=FILE")
+    train = read_jsonl(path)
+    valid = read_jsonl(valid_path, key="data.valid_path") if valid_path is not None else None
+    test = read_jsonl(test_path, key="data.test_path") if test_path is not None else None
+    missing = [word for word, part in (("validation", valid), ("test", test)) if part is None]
+    if missing:
+        logger.info("%s: %s carved from it by a hash of the prompt", path, " and ".join(missing))
+    return fill_splits(train, valid, test)
+
+
+def _refuse_unused_keys(name: str, **given: str | None) -> None:
+    used = {
+        "jsonl": ("path", "valid_path", "test_path"),
+        "dolly": ("path", "revision"),
+        "ultrachat": ("path", "revision"),
+    }.get(name, ())
+    for key, value in given.items():
+        if value is not None and key not in used:
+            allowed = ", ".join(f"data.{word}" for word in used) or "no key of its own"
+            raise UserError(f"data.{key}={value}: means nothing for data={name}, which takes {allowed}; leave it out")

@@ -1,0 +1,103 @@
+"""How near a student is to the data and to its teacher, token by token, on held-out responses.
+
+Shapes: B rows, T positions, N scored tokens, C tokens of a chunk, V shared vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdrun.data.encoding import EncodedSet
+from kdrun.data.scored import collate, scored_positions
+from kdrun.losses import divergence_diagnostics
+from kdrun.models.heads import head_of, hidden_states
+
+CHUNK_BYTES = 128 * 2**20  # of [C, V] float32 work tensors
+
+
+@dataclass
+class Agreement:
+    """`means`: per scored token, all tokens alike. `rows`: the same per row (mean over the row's tokens), in row order."""
+
+    means: dict[str, float]
+    rows: dict[str, list[float]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def agreement(
+    student: Any,
+    teacher: Any | None,
+    encoded: EncodedSet,
+    *,
+    pad_id: int,
+    batch_size: int,
+    rows: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Agreement:
+    """Negative log-likelihoods of the data and, with a teacher, every divergence between the two (temperature 1).
+
+    Keys: nll (nats a token), teacher_nll, fkl = KL(teacher || student), rkl, jsd, tvd, head_gap, tail_gap, akl_weight,
+    top1_agreement, student_entropy, teacher_entropy; perplexity = exp(nll) in `means` only.
+
+    Args:
+        rows: vocabulary rows that both heads share; None keeps the student's.
+    """
+    device = head_of(student).weight_VD.device
+    rows = rows if rows is not None else head_of(student).weight_VD.shape[0]
+    modes = student.training
+    student.eval()
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded.row(i)[0]))
+    sums: list[dict[str, float]] = [{} for _ in order]
+    counts = [0] * len(order)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        ids_BT, labels_BT = (t.to(device) for t in collate([encoded.row(i) for i in batch], pad_id))
+        index_N, target_N = scored_positions(labels_BT)
+        values = _token_values(student, teacher, ids_BT, index_N, target_N, rows)
+        row_N = (index_N // ids_BT.shape[1]).tolist()
+        for position in row_N:
+            counts[batch[position]] += 1
+        for name, value_N in values.items():
+            for position, value in zip(row_N, value_N.tolist(), strict=True):
+                row = sums[batch[position]]
+                row[name] = row.get(name, 0.0) + value
+        if advance is not None:
+            advance(len(batch))
+    student.train(modes)
+    total = sum(counts)
+    names = list(sums[0])
+    means = {name: math.fsum(row[name] for row in sums) / total for name in names}
+    means["perplexity"] = math.exp(min(means["nll"], 700.0))
+    per_row = {name: [row[name] / count for row, count in zip(sums, counts, strict=True)] for name in names}
+    return Agreement(means, per_row)
+
+
+def _token_values(
+    student: Any, teacher: Any | None, ids_BT: Tensor, index_N: Tensor, target_N: Tensor, rows: int
+) -> dict[str, Tensor]:
+    """Every measure of every scored token [N], with the logits of one chunk alive at a time."""
+    hidden = {"student": hidden_states(student, ids_BT).flatten(0, 1)[index_N]}
+    heads = {"student": head_of(student).cut(rows)}
+    if teacher is not None:
+        hidden["teacher"] = hidden_states(teacher, ids_BT).flatten(0, 1)[index_N]
+        heads["teacher"] = head_of(teacher).cut(rows)
+    chunk = max(16, CHUNK_BYTES // (8 * 4 * rows))
+    pieces: dict[str, list[Tensor]] = {}
+    for start in range(0, len(index_N), chunk):
+        part = slice(start, start + chunk)
+        logits = {role: heads[role](hidden[role][part]).float() for role in hidden}
+        values = {"nll": torch.nn.functional.cross_entropy(logits["student"], target_N[part], reduction="none")}
+        if teacher is not None:
+            values["teacher_nll"] = torch.nn.functional.cross_entropy(
+                logits["teacher"], target_N[part], reduction="none"
+            )
+            values |= divergence_diagnostics(logits["student"], logits["teacher"])
+        for name, value in values.items():
+            pieces.setdefault(name, []).append(value.double())
+    return {name: torch.cat(parts) for name, parts in pieces.items()}

@@ -1,0 +1,290 @@
+"""The distillation objective from hidden states and heads, without ever holding the logits of all tokens.
+
+Shapes: N scored tokens, C tokens of one chunk, V common vocabulary, D student width, E teacher width.
+The gradient is made in the forward pass, chunk by chunk, so a chunk's logits are freed before the next chunk's exist;
+the backward pass only multiplies by the incoming gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdrun.losses.interface import Loss, drop_impossible, log_softmax
+from kdrun.losses.linear_head import LinearHead
+from kdrun.losses.sft import cross_entropy, cross_entropy_gradient
+
+CHUNK_BYTES = 256 * 2**20  # budget of all [C, V] work tensors together
+WORK_TENSORS = (
+    13  # [C, V] float32 tensors alive at once: measured, at most 13.0 (jsd, gap); tests/losses/test_chunked.py
+)
+MIN_CHUNK_TOKENS = 16  # below it the matrix products read the whole head for next to nothing
+
+Probe = Callable[[Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class ObjectiveSums:
+    """Sums over the N tokens, in nats, never means; nan for what was not computed.
+
+    total: differentiable scalar, (1 - kd_ratio) cross_entropy + kd_ratio T^2 divergence; for a loss that needs no
+    teacher, the loss itself. cross_entropy: detached, at temperature 1. divergence: detached, at temperature T, without
+    the factor T^2.
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    divergence: Tensor
+
+
+def chunked_linear_loss(  # noqa: PLR0917 - tensors in the order of a call
+    loss: Loss,
+    student_hidden_ND: Tensor,
+    student_weight_VD: Tensor,
+    teacher_hidden_NE: Tensor | None = None,
+    teacher_weight_VE: Tensor | None = None,
+    target_N: Tensor | None = None,
+    chunk_tokens: int | None = None,
+    kd_ratio: float = 1.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """`chunked_objective(...).total`: the sum of nats, differentiable in the student's hidden states and head."""
+    return chunked_objective(
+        loss,
+        student_hidden_ND,
+        student_weight_VD,
+        teacher_hidden_NE,
+        teacher_weight_VE,
+        target_N,
+        chunk_tokens=chunk_tokens,
+        kd_ratio=kd_ratio,
+        temperature=temperature,
+    ).total
+
+
+def chunked_objective(  # noqa: PLR0917
+    loss: Loss,
+    student_hidden_ND: Tensor,
+    student_weight_VD: Tensor,
+    teacher_hidden_NE: Tensor | None = None,
+    teacher_weight_VE: Tensor | None = None,
+    target_N: Tensor | None = None,
+    *,
+    student_bias_V: Tensor | None = None,
+    teacher_bias_V: Tensor | None = None,
+    student_scale: float = 1.0,
+    teacher_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    kd_ratio: float = 1.0,
+    temperature: float = 1.0,
+    temperature_squared: bool = True,
+    chunk_tokens: int | None = None,
+    probe: Probe | None = None,
+    probe_tokens: int = 64,
+) -> ObjectiveSums:
+    """Sums of the objective over N scored tokens; `total` is differentiable in the student's hidden, weight and bias.
+
+    Logits of a head: softcap tanh(x / softcap) with x = scale (hidden @ weight.T + bias), or x without a soft-cap.
+    Matrix products run in the hidden states' dtype, everything else in float32 (float64 if hidden states are); autocast
+    is off inside. No gradient reaches the teacher. target_N may be missing if kd_ratio is 1; then cross_entropy is nan.
+    temperature divides both models' logits in the divergence only; temperature_squared multiplies the latter by T^2.
+    chunk_tokens: tokens projected at a time; None lets `default_chunk_tokens` choose.
+    probe: called once, with the logits of student and teacher at temperature 1 for the first tokens (at most
+    probe_tokens, at most one chunk), as views that it must neither keep nor change; not called when N is 0.
+    """
+    teacher = None
+    if loss.needs_teacher or probe is not None:
+        if teacher_hidden_NE is None or teacher_weight_VE is None:
+            raise ValueError("the loss or the probe needs a teacher: teacher_hidden_NE or teacher_weight_VE is missing")
+        teacher = teacher_hidden_NE, LinearHead(teacher_weight_VE, teacher_bias_V, teacher_scale, teacher_softcap)
+    num_tokens, vocabulary = len(student_hidden_ND), len(student_weight_VD)
+    job = _Job(
+        mix=_mix(loss, kd_ratio, temperature, temperature_squared=temperature_squared),
+        student_head=LinearHead(student_weight_VD, student_bias_V, student_scale, student_softcap),
+        teacher=teacher,
+        target_N=target_N,
+        chunk_tokens=chunk_tokens or default_chunk_tokens(num_tokens, vocabulary),
+        probe=probe,
+        probe_tokens=probe_tokens,
+        grad_enabled=torch.is_grad_enabled(),
+    )
+    _check(job, student_hidden_ND, student_weight_VD)
+    with torch.autocast(student_hidden_ND.device.type, enabled=False):
+        total, cross_entropy_sum, own_sum = _ChunkedObjective.apply(
+            student_hidden_ND, student_weight_VD, student_bias_V, job
+        )
+    divergence = own_sum if loss.needs_teacher else torch.full_like(own_sum, torch.nan)
+    return ObjectiveSums(total, cross_entropy_sum, divergence)
+
+
+def default_chunk_tokens(num_tokens: int, vocabulary: int) -> int:
+    """Tokens a chunk, so that the [C, V] work tensors fit CHUNK_BYTES: at least 16, at most num_tokens.
+
+    A token costs WORK_TENSORS * 4 * V bytes: 2.6 MB for GPT-2's 50257 entries (102 tokens a chunk), 7.9 MB for Qwen's
+    151936 (33 tokens).
+    """
+    fitting = CHUNK_BYTES // (WORK_TENSORS * 4 * vocabulary)
+    return max(1, min(num_tokens, max(MIN_CHUNK_TOKENS, fitting)))
+
+
+@dataclass(frozen=True)
+class _Mix:
+    """total = cross_entropy_weight CE + loss_weight loss, the loss at temperature."""
+
+    loss: Loss
+    loss_weight: float
+    cross_entropy_weight: float
+    temperature: float
+
+    def log_probs(
+        self, log_q_CV: Tensor, student_CV: Tensor, teacher_CV: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of both at the loss's temperature; at 1 the student's are log_q_CV, not computed again."""
+        if not self.loss.needs_teacher or teacher_CV is None:
+            return log_q_CV, None
+        if self.temperature != 1:
+            log_q_CV, teacher_CV = log_softmax(student_CV / self.temperature), teacher_CV / self.temperature
+        return drop_impossible(log_q_CV, log_softmax(teacher_CV, log_q_CV.dtype))
+
+
+def _mix(loss: Loss, kd_ratio: float, temperature: float, *, temperature_squared: bool) -> _Mix:
+    """(1 - kd_ratio) CE + kd_ratio T^2 divergence; the loss alone if it needs no teacher."""
+    if not 0 <= kd_ratio <= 1:
+        raise ValueError(f"kd_ratio={kd_ratio}: must be in [0, 1]")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    if not loss.needs_teacher:
+        return _Mix(loss, 1.0, 0.0, 1.0)
+    return _Mix(loss, kd_ratio * (temperature**2 if temperature_squared else 1), 1 - kd_ratio, temperature)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call's arguments apart from the three tensors that autograd watches."""
+
+    mix: _Mix
+    student_head: LinearHead
+    teacher: tuple[Tensor, LinearHead] | None  # hidden states and head
+    target_N: Tensor | None
+    chunk_tokens: int
+    probe: Probe | None
+    probe_tokens: int
+    grad_enabled: bool
+
+
+def _check(job: _Job, student_hidden_ND: Tensor, student_weight_VD: Tensor) -> None:
+    """Raises ValueError, with the shapes, for what cannot be one objective."""
+    num_tokens, vocabulary = len(student_hidden_ND), len(student_weight_VD)
+    if job.chunk_tokens < 1 or job.probe_tokens < 1:
+        raise ValueError(f"chunk_tokens={job.chunk_tokens}, probe_tokens={job.probe_tokens}: must be 1 or more")
+    if job.target_N is None and job.mix.cross_entropy_weight:
+        raise ValueError("kd_ratio below 1 mixes in the cross-entropy of the data: target_N is missing")
+    if job.target_N is not None and job.target_N.shape != (num_tokens,):
+        raise ValueError(f"target_N has shape {list(job.target_N.shape)}, expected [{num_tokens}]")
+    if job.teacher is None:
+        return
+    teacher_hidden_NE, teacher_head = job.teacher
+    if len(teacher_hidden_NE) != num_tokens:
+        raise ValueError(f"{num_tokens} tokens of the student, but {len(teacher_hidden_NE)} of the teacher")
+    if len(teacher_head.weight_VD) != vocabulary:
+        raise ValueError(
+            f"the student's head has {vocabulary} entries, the teacher's {len(teacher_head.weight_VD)}: "
+            "cut both to the common vocabulary"
+        )
+
+
+class _ChunkedObjective(torch.autograd.Function):
+    """(total, cross-entropy, loss): three sums; only the total has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (hidden_ND, weight_VD, bias_V)
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
+        # needs_input_grad does not know about torch.no_grad outside
+        needed = [
+            x if needs and job.grad_enabled else None for x, needs in zip(inputs, ctx.needs_input_grad, strict=False)
+        ]
+        accumulated = torch.promote_types(hidden_ND.dtype, torch.float32)
+        gradients = [None if x is None else torch.zeros_like(x, dtype=accumulated) for x in needed]
+        own_sum, cross_entropy_sum = _run_chunks(job, hidden_ND, gradients)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(cross_entropy_sum, own_sum)
+        total = torch.zeros_like(own_sum)  # a part of weight 0 is left out: it may be nan
+        if job.mix.loss_weight:
+            total = total + job.mix.loss_weight * own_sum
+        if job.mix.cross_entropy_weight:
+            total = total + job.mix.cross_entropy_weight * cross_entropy_sum
+        return total, cross_entropy_sum, own_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        # the product before the cast: a loss scale for fp16 must reach gradients that fp16 would flush to 0
+        return *(None if g is None else (g * grad_total).to(dtype) for g, dtype in pairs), None
+
+
+def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """(sum of the loss, sum of the cross-entropy) in nats; adds the gradients of the total to those given."""
+    grad_hidden_ND, grad_weight_VD, grad_bias_V = gradients
+    with_gradient = any(x is not None for x in gradients)
+    student_head = job.student_head.to(hidden_ND.dtype)
+    teacher_head = None if job.teacher is None else job.teacher[1].to(job.teacher[0].dtype)
+    # float16 would flush most of q - p (1/V and less) to 0, and the loss scale comes too late, in the backward pass
+    back_dtype = torch.float32 if hidden_ND.dtype is torch.float16 else hidden_ND.dtype
+    back_weight_VD = student_head.weight_VD.to(back_dtype) if grad_hidden_ND is not None else None
+    own_sum = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
+    cross_entropy_sum = torch.full_like(own_sum, torch.nan if job.target_N is None else 0)
+    for start in range(0, len(hidden_ND), job.chunk_tokens):
+        rows = slice(start, start + job.chunk_tokens)
+        own_C, cross_entropy_C, gradient_CV = _run_chunk(
+            job, student_head, teacher_head, hidden_ND, rows=rows, with_gradient=with_gradient
+        )
+        own_sum += own_C.sum()
+        if cross_entropy_C is not None:
+            cross_entropy_sum += cross_entropy_C.sum()
+        if gradient_CV is None:
+            continue
+        if grad_bias_V is not None:
+            grad_bias_V += gradient_CV.sum(0)
+        gradient_CV = gradient_CV.to(back_dtype)
+        if grad_hidden_ND is not None and back_weight_VD is not None:
+            grad_hidden_ND[rows] = gradient_CV @ back_weight_VD
+        if grad_weight_VD is not None:
+            grad_weight_VD += gradient_CV.T @ hidden_ND[rows].to(back_dtype)
+    return own_sum, cross_entropy_sum
+
+
+def _run_chunk(
+    job: _Job,
+    student_head: LinearHead,
+    teacher_head: LinearHead | None,
+    hidden_ND: Tensor,
+    *,
+    rows: slice,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(nats_C of the loss, cross_entropy_C, gradient_CV of the total in hidden @ weight.T + bias) of those rows."""
+    mix, target_C = job.mix, None if job.target_N is None else job.target_N[rows]
+    student_CV = student_head.logits(hidden_ND[rows])
+    teacher_CV = teacher_head.logits(job.teacher[0][rows]) if job.teacher and teacher_head else None
+    if job.probe is not None and teacher_CV is not None and rows.start == 0:
+        job.probe(student_CV[: job.probe_tokens], teacher_CV[: job.probe_tokens])
+    log_q_CV = log_softmax(student_CV)
+    log_q_T_CV, log_p_T_CV = mix.log_probs(log_q_CV, student_CV, teacher_CV)
+    cross_entropy_C = None if target_C is None else cross_entropy(log_q_CV, target_C)
+    if not with_gradient:
+        return mix.loss.from_log_probs(log_q_T_CV, log_p_T_CV, target_C), cross_entropy_C, None
+    capped_CV = None if student_head.softcap is None else student_CV
+    del student_CV, teacher_CV  # two tensors less while the loss makes its own
+    nats_C, gradient_CV = mix.loss.with_gradient(log_q_T_CV, log_p_T_CV, target_C)
+    gradient_CV *= mix.loss_weight / mix.temperature  # d(logits / T) = d(logits) / T
+    if mix.cross_entropy_weight and target_C is not None:
+        gradient_CV.add_(cross_entropy_gradient(log_q_CV, target_C), alpha=mix.cross_entropy_weight)
+    return nats_C, cross_entropy_C, student_head.through_scale_and_softcap_(gradient_CV, capped_CV)

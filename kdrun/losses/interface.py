@@ -1,0 +1,104 @@
+"""The one interface of the losses: the scored tokens of one chunk in, nats per token out.
+
+Shapes: N scored tokens, V vocabulary. Names: p = softmax(teacher logits), q = softmax(student logits).
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+# Log-probability of a dropped entry: exp(-1e4) is 0 even in float64, and -1e4 - (-1e4) is 0 where -inf - (-inf) is nan.
+DROPPED_LOG_PROB = -1e4
+
+
+class Loss:
+    """Nats per token; no shift, no mask, no mean, no count. A subclass overrides `divergence`.
+
+    Gradient flows to the student only. Vocabulary entries whose student or teacher logit is -inf add nothing.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    def __call__(
+        self, student_logits_NV: Tensor, teacher_logits_NV: Tensor | None = None, target_N: Tensor | None = None
+    ) -> Tensor:
+        """nats_N in float32 (float64 if a logit tensor is float64), differentiable in the student's logits."""
+        if not self.needs_teacher:
+            return self.from_log_probs(log_softmax(student_logits_NV), None, target_N)
+        if teacher_logits_NV is None:
+            raise ValueError(f"{type(self).__name__.lower()} compares with a teacher: teacher_logits_NV is missing")
+        if student_logits_NV.shape != teacher_logits_NV.shape:
+            raise ValueError(
+                f"student logits {list(student_logits_NV.shape)} and teacher logits {list(teacher_logits_NV.shape)} "
+                "must have the same shape"
+            )
+        dtype = torch.promote_types(student_logits_NV.dtype, teacher_logits_NV.dtype)
+        log_q_NV = log_softmax(student_logits_NV, dtype)
+        log_p_NV = log_softmax(teacher_logits_NV.detach(), dtype)
+        return self.from_log_probs(*drop_impossible(log_q_NV, log_p_NV), target_N)
+
+    def from_log_probs(self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None) -> Tensor:
+        """nats_N from log-probabilities that went through `drop_impossible`; differentiable in log_q_NV."""
+        if log_p_NV is None:
+            raise ValueError(f"{type(self).__name__.lower()} compares with a teacher: log_p_NV is missing")
+        return self.divergence(log_q_NV, log_p_NV)
+
+    def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
+        """nats_N of the divergence between teacher and student; 0 where they are equal."""
+        raise NotImplementedError
+
+    def with_gradient(
+        self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(nats_N, gradient_NV of their sum in the student's logits), both detached; the caller may write over them.
+
+        This is the general way, by autograd; a loss with a closed form overrides it. The logits are those that log_q_NV
+        is the log-softmax of (at a temperature T: the logits already divided by T).
+        """
+        leaf_NV = log_q_NV.detach().requires_grad_()
+        with torch.enable_grad():
+            nats_N = self.from_log_probs(leaf_NV, log_p_NV, target_N)
+            (gradient_NV,) = torch.autograd.grad(nats_N.sum(), leaf_NV)
+        # backward of log-softmax: g - q sum(g)
+        total_N1 = gradient_NV.sum(-1, keepdim=True)
+        return nats_N.detach(), gradient_NV.addcmul_(log_q_NV.exp(), total_N1, value=-1)
+
+    def observe(self, mean_nats: float, progress: float) -> dict[str, float]:
+        """Values to log, after moving the loss's own schedule. Called once per optimiser step, in training only.
+
+        mean_nats: this step's value of the loss in nats per token (all micro-batches, all ranks);
+        progress: optimiser steps done / optimiser steps planned, in [0, 1].
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Plain numbers that a checkpoint must hold to go on exactly; empty for most losses."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Takes back what `state_dict` gave; refuses keys that this loss does not have."""
+        if set(state) != set(self.state_dict()):
+            raise ValueError(
+                f"state of the {type(self).__name__.lower()} loss has keys {sorted(state)}, "
+                f"expected {sorted(self.state_dict())}"
+            )
+
+
+def log_softmax(logits_NV: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Log-probabilities in float32 at least, whatever the models' dtype."""
+    return torch.log_softmax(logits_NV, dim=-1, dtype=torch.promote_types(dtype or logits_NV.dtype, torch.float32))
+
+
+def drop_impossible(log_q_NV: Tensor, log_p_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """The two, with every entry that is impossible for either set to DROPPED_LOG_PROB in both.
+
+    Then p = q = 0 there, and every divergence gets 0 in value and gradient. The rest is not renormalised (the rule of
+    MiniLLM and AKL, whose code masks the terms), so a value may miss mass of p or q. Below -1e4 nats counts as
+    impossible: masks made with finfo.min are dropped too. Without such entries the cost is one minimum of each.
+    """
+    if log_q_NV.numel() == 0 or torch.minimum(log_q_NV.amin(), log_p_NV.amin()) > DROPPED_LOG_PROB:
+        return log_q_NV, log_p_NV
+    dropped_NV = (log_q_NV.detach() <= DROPPED_LOG_PROB) | (log_p_NV <= DROPPED_LOG_PROB)
+    return log_q_NV.masked_fill(dropped_NV, DROPPED_LOG_PROB), log_p_NV.masked_fill(dropped_NV, DROPPED_LOG_PROB)

@@ -1,0 +1,101 @@
+"""Checkpoints and tokenizers from folders, run directories and the hub; no pickle is ever executed."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from kdrun.errors import UserError
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def locate(reference: str, *, key: str) -> str:
+    """What `from_pretrained` should be given: a model folder, the model inside a run directory, or a hub name.
+
+    Raises:
+        UserError: naming `key`, when the reference is a path that is not there, or a folder without a model.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        for folder in (path, path / "student", path / "teacher"):
+            if (folder / "config.json").is_file():
+                return str(folder)
+        raise UserError(
+            f"{key}={reference}: no config.json there, nor in its student/ or teacher/: not a finished run or model"
+        )
+    if path.exists():
+        raise UserError(f"{key}={reference}: is a file; give the model's folder")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", reference) or reference.startswith(
+        ("outputs/", "runs/")
+    ):
+        raise UserError(f"{key}={reference}: no such folder, and not a hub name (owner/name)")
+    return reference
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' bars and advice off the terminal; kdrun shows its own progress and raises its own errors."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def load_model(reference: str, *, key: str, dtype: str = "fp32", trust_remote_code: bool = False) -> Any:
+    """A causal language model in the given dtype (fp32, bf16, fp16), on the CPU, in evaluation mode.
+
+    safetensors are read; a .bin goes through torch's weights-only unpickler, which executes nothing.
+
+    Raises:
+        UserError: naming `key`, when there is nothing to load or a weight is missing from the checkpoint.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    place = locate(reference, key=key)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=getattr(torch, DTYPES[dtype]), trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except Exception as error:  # transformers, hub, safetensors and torch each raise their own
+        raise UserError(f"{key}={reference}: cannot be loaded ({_first_line(error)})") from error
+    missing = sorted(report.get("missing_keys", ()))
+    if missing:
+        raise UserError(f"{key}={reference}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
+    return model.eval()
+
+
+def load_tokenizer(reference: str, *, key: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer beside a model, with a padding token (the end-of-text token when it has none of its own).
+
+    Raises:
+        UserError: naming `key`, when there is none or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    place = reference if (Path(reference) / "tokenizer.json").exists() else locate(reference, key=key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"{key}={reference}: has no tokenizer that can be loaded ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{key}={reference}: its tokenizer has no end-of-text token, so no response can end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokenizer in the Hugging Face format (safetensors), aside and renamed."""
+    aside = folder.with_name(f".{folder.name}.tmp")
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    aside.replace(folder)
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    logging.getLogger(__name__).debug("loading failed", exc_info=error)
+    return f"{type(error).__name__}: {text[:200]}"

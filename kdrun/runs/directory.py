@@ -1,0 +1,232 @@
+"""A run directory: run.json (what ran, how it ended), config.yaml, metrics.jsonl, summary.json, and folders beside them.
+
+The record is written at the start and at every change of state, aside and renamed, so that a reader never sees half a
+file and a killed run still says what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdrun.errors import UserError
+from kdrun.runs.provenance import provenance
+
+RECORD = "run.json"
+STATES = ("running", "done", "failed", "interrupted")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: aside, flushed to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all; NaN and infinity are written as null, for every reader's sake."""
+    write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_json(path: Path, *, key: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: naming `key`, when the file is missing, unreadable or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{key}: no {path.name} in {path.parent}, so it is not a run directory of kdrun") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{key}: {path} does not hold a JSON object")
+    return content
+
+
+@dataclass
+class RunDirectory:
+    """A folder with a run record. `start` makes one, `open` reads one."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, key: str) -> RunDirectory:
+        """Read an existing run directory.
+
+        Raises:
+            UserError: naming `key`, when the folder is missing or is no run directory.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise UserError(f"{key}={folder}: no such folder")
+        return cls(path, read_json(path / RECORD, key=f"{key}={folder}"))
+
+    @classmethod
+    def start(
+        cls,
+        path: Path,
+        *,
+        command: str,
+        config: dict[str, Any],
+        overrides: Sequence[str],
+        extra: dict[str, Any] | None = None,
+    ) -> RunDirectory:
+        """Write config.yaml and run.json (state running); an earlier record in the folder is kept as a previous attempt."""
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        attempts = []
+        if (path / RECORD).exists():
+            earlier = read_json(path / RECORD, key=str(path))
+            attempts = [*earlier.pop("attempts", []), earlier]
+        run.record = {
+            "command": command,
+            "status": "running",
+            "error": None,
+            "overrides": list(overrides),
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "ended": None,
+            "duration_s": None,
+            **(extra or {}),
+            **provenance(),
+            "attempts": attempts,
+        }
+        write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        run.save()
+        return run
+
+    def save(self) -> None:
+        """Write run.json."""
+        write_json(self.path / RECORD, self.record)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to run.json now."""
+        self.record.update(facts)
+        self.save()
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record how the body ends: done, interrupted (Ctrl-C, SIGTERM) or failed with the error; nothing is swallowed."""
+        start = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._end("interrupted" if interrupted else "failed", start, f"{type(error).__name__}: {error}")
+            if not interrupted:
+                logging.getLogger(__name__).debug("run failed", exc_info=True)
+            raise
+        self._end("done", start, None)
+
+    def _end(self, status: str, start: float, error: str | None) -> None:
+        ended = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.note(status=status, error=error, ended=ended, duration_s=round(time.monotonic() - start, 3))
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config that the run was started with."""
+        path = self.path / "config.yaml"
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: does not hold a config")
+        return content
+
+    def summary(self) -> dict[str, Any]:
+        """The final metrics; empty when the run has none yet."""
+        path = self.path / "summary.json"
+        return read_json(path, key=str(path)) if path.exists() else {}
+
+    def model_folder(self) -> Path | None:
+        """The folder with the model that the run left: student/, or teacher/ for role=teacher."""
+        return next(
+            (self.path / role for role in ("student", "teacher") if (self.path / role / "config.json").exists()), None
+        )
+
+
+def evaluation_directory(run: Path, name: str) -> Path:
+    """A fresh folder for one evaluation of a run: eval/<name>, or eval/<name>-2, ... when that is taken."""
+    candidates = (run / "eval" / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(folder for folder in candidates if not folder.exists())
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold the lock beside a folder: of several processes that want to make it, one does and the others wait."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        yield
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each line written at once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(_plain(values), ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Take out of metrics.jsonl what a resumed run will do again: lines of later steps, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if values.get("step", 0) <= step:
+            kept.append(line)
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def find_runs(folder: Path) -> list[RunDirectory]:
+    """Every run directory at or below a folder, outermost first; evaluations inside a run are not listed apart."""
+    if (folder / RECORD).exists():
+        return [RunDirectory.open(folder, key=str(folder))]
+    if not folder.is_dir():
+        return []
+    children = sorted((child for child in folder.iterdir() if child.is_dir()), key=_natural)
+    return [run for child in children if not child.name.startswith(".") for run in find_runs(child)]
+
+
+def _natural(path: Path) -> tuple[int, int | str, str]:
+    return (0, int(path.name), "") if path.name.isdigit() else (1, path.name, "")

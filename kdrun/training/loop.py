@@ -1,0 +1,172 @@
+"""The one loop: rows -> objective -> one division -> update.
+
+A step's gradient is the sum of nats over all its scored tokens, on all micro-batches and ranks, divided once by their
+number; it does not depend on how the step is split (pitfalls: normalised twice, per micro-batch, per rank).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdrun.data.encoding import EncodedSet
+from kdrun.data.scored import collate, scored_positions
+from kdrun.losses import divergence_diagnostics
+from kdrun.training.batches import RowOrder, micro_batches
+from kdrun.training.objective import StudentObjective, Teacher
+
+Metrics = dict[str, float]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is not finite; the update of that step was not made."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long and how: durations in optimiser steps."""
+
+    num_steps: int
+    batch_size: int
+    micro_batch_size: int | None
+    seed: int
+    clip_norm: float | None
+    learning_rate: Callable[[int], float]
+    log_every: int
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What one optimiser step measured, on all ranks: nats summed over `num_tokens` scored tokens."""
+
+    total: float
+    cross_entropy: float
+    divergence: float
+    num_tokens: int
+    grad_norm: float
+    probed: Metrics
+
+
+class Loop:
+    """Trains an objective on encoded rows. `on_step(step, metrics or None)` is called after every optimiser step."""
+
+    def __init__(
+        self,
+        objective: StudentObjective,
+        optimizer: torch.optim.Optimizer,
+        rows: EncodedSet,
+        settings: LoopSettings,
+        *,
+        accelerator: Any,
+        teacher: Teacher | None,
+        pad_id: int,
+    ) -> None:
+        self.loss, self.settings, self.accelerator = objective.loss, settings, accelerator
+        self.rows, self.teacher, self.pad_id = rows, teacher, pad_id
+        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.order = RowOrder(len(rows), batch_size=settings.batch_size, seed=settings.seed)
+
+    def run(self, *, start_step: int, on_step: Callable[[int, Metrics | None], None]) -> None:
+        """Optimiser steps start_step .. num_steps - 1; `step` in reports counts the steps done."""
+        settings = self.settings
+        window: list[StepSums] = []
+        window_start = time.monotonic()
+        for step in range(start_step, settings.num_steps):
+            lr = settings.learning_rate(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            logged = (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps
+            sums = self.step(step, probe=logged)
+            window.append(sums)
+            state = self.loss.observe(_observed(sums), (step + 1) / settings.num_steps)
+            if not logged:
+                on_step(step + 1, None)
+                continue
+            seconds = time.monotonic() - window_start
+            tokens = sum(s.num_tokens for s in window)
+            on_step(step + 1, {**_means(window), **state, **sums.probed, "grad_norm": sums.grad_norm, "lr": lr,
+                               "tokens_per_s": tokens / seconds, "step_s": seconds / len(window)})  # fmt: skip
+            window, window_start = [], time.monotonic()
+
+    def step(self, step: int, *, probe: bool = False) -> StepSums:
+        """One optimiser step: all its micro-batches, one division, one update.
+
+        Raises:
+            NonFiniteLoss: before the update, when the loss or the gradient's norm is not finite.
+        """
+        accelerator = self.accelerator
+        batches = self._batches(self.order.rows(step))
+        mine = sum(len(scored_positions(labels)[1]) for _, labels in batches)
+        num_tokens = int(self._sum([mine])[0])
+        sums = [0.0, 0.0, 0.0]
+        probed: list[Metrics] = []
+        self.objective.train()
+        for i, (ids, labels) in enumerate(batches):
+            last = i + 1 == len(batches)
+            with nullcontext() if last else accelerator.no_sync(self.objective):
+                parts = self.objective(ids, labels, self.teacher, _probe(probed) if probe and i == 0 else None)
+                # A distributed wrapper averages gradients over ranks: undo it, the division is by all ranks' tokens.
+                accelerator.backward(parts[0] * (accelerator.num_processes / max(num_tokens, 1)))
+            sums = [total + float(part.detach()) for total, part in zip(sums, parts, strict=True)]
+        total, cross_entropy, divergence = self._sum(sums)
+        limit = self.settings.clip_norm if self.settings.clip_norm is not None else math.inf
+        grad_norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), limit))
+        if not (math.isfinite(total) and math.isfinite(grad_norm)):
+            raise NonFiniteLoss(
+                f"step {step + 1}: loss {total / max(num_tokens, 1)}, gradient norm {grad_norm}; the update was not made. "
+                "Lower train.lr, or look at the data and the teacher"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed[0] if probed else {})
+
+    def _batches(self, rows: Sequence[int] | Any) -> list[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches; a rank without a row takes one whose labels are all masked, to stay in step."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        mine = rows[accelerator.process_index :: accelerator.num_processes]
+        batches = []
+        for piece in micro_batches(mine if len(mine) else rows[:1], self.settings.micro_batch_size):
+            ids, labels = collate([self.rows.row(int(i)) for i in piece], self.pad_id)
+            if not len(mine):
+                labels = torch.full_like(labels, labels[0, 0].item())  # the first position is never scored
+            batches.append((ids.to(device), labels.to(device)))
+        return batches
+
+    def _sum(self, values: Sequence[float]) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        total = self.accelerator.reduce(
+            torch.tensor(values, dtype=torch.float64, device=self.accelerator.device), "sum"
+        )
+        return [float(value) for value in total]
+
+
+def _probe(into: list[Metrics]) -> Callable[[Tensor, Tensor], None]:
+    """Diagnostics of the first scored tokens, from logits that the objective has at hand anyway."""
+
+    def probe(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> None:
+        values = divergence_diagnostics(student_logits_NV, teacher_logits_NV)
+        into.append({name: float(value.mean()) for name, value in values.items()})
+
+    return probe
+
+
+def _observed(sums: StepSums) -> float:
+    """Mean nats of the loss itself: the divergence, or the cross-entropy when there is none."""
+    value = sums.divergence if math.isfinite(sums.divergence) else sums.cross_entropy
+    return value / max(sums.num_tokens, 1)
+
+
+def _means(window: Sequence[StepSums]) -> Metrics:
+    """Nats per scored token over the steps since the last report."""
+    tokens = max(sum(s.num_tokens for s in window), 1)
+    means = {name: sum(getattr(s, name) for s in window) / tokens for name in ("total", "cross_entropy", "divergence")}
+    means["loss"] = means.pop("total")
+    return {name: value for name, value in means.items() if math.isfinite(value)}

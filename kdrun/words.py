@@ -1,0 +1,64 @@
+"""The words of a command line: flags, overrides, short keys, quoting. No Hydra here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from kdrun.config import SHORT_KEYS
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags (with their values) and overrides; Hydra's parser wants all flags first."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for word in words:
+        if takes_value or (word.startswith("-") and not re.match(r"^-+[\d.]", word)):
+            flags.append(word)
+            takes_value = not takes_value and word in (
+                "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
+            )  # fmt: skip
+        else:
+            overrides.append(word)
+    return flags, overrides
+
+
+def read_flags(flags: Sequence[str]) -> argparse.Namespace:
+    """The flags that decide what is composed; the rest is Hydra's business."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--cfg", "-c")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn")
+    return parser.parse_known_args(list(flags))[0]
+
+
+def expand_short_key(word: str) -> str:
+    """mu=0.5 -> loss.mu=0.5, for every parameter of every loss; other words unchanged."""
+    match = re.match(r"^(\+\+|\+|~)?([a-z_]+)(?==|$)", word)
+    return f"{match[1] or ''}loss.{word[len(match[1] or '') :]}" if match and match[2] in SHORT_KEYS else word
+
+
+def key_of(word: str) -> str:
+    """The key of an override: loss.mu in `++loss.mu=0.5`."""
+    return word.split("=", 1)[0].lstrip("+~")
+
+
+def value_of(overrides: Sequence[str], key: str) -> str | None:
+    """The last value given to a key on the command line, unquoted."""
+    values = [word.split("=", 1)[1].strip("'\"") for word in overrides if "=" in word and key_of(word) == key]
+    return values[-1] if values else None
+
+
+def quote(value: Any) -> str:
+    """A value as Hydra's grammar wants it."""
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(quote, value)) + "]"
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )

@@ -1,0 +1,320 @@
+"""Generation against one-by-one argmax loops, transformers' own processors, and exact probabilities."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from kdrun.errors import UserError
+from kdrun.evaluation.generation import Generation, InverseCdfDraw, Sampling, decode, generate, resolved_settings
+
+VOCABULARY = 64
+EOS = 0
+PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8], [11, 12], [33, 2, 60, 41, 5], [8, 8]]
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2LMHeadModel:
+    """A tiny GPT-2 with sharp, varied scores (weights x 8), dropout on, left in training mode."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=48)
+    config.eos_token_id = config.bos_token_id = None
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(8)
+    return model.train()
+
+
+def written(model, sampling, *, prompts=PROMPTS, eos_id=EOS, pad_id=EOS, batch_size=4, seed=10, advance=None):
+    return generate(
+        model, prompts, sampling, eos_id=eos_id, pad_id=pad_id, batch_size=batch_size, seed=seed, advance=advance
+    )
+
+
+def argmax_alone(model, prompt, num_new, *, eos_id=EOS, change=lambda ids, scores: scores) -> Generation:
+    """The reference: one unpadded prompt, the whole forward again for each token, no cache, no generate."""
+    model.eval()
+    ids = list(prompt)
+    finished = False
+    with torch.no_grad():
+        for _ in range(num_new):
+            scores = model(torch.tensor([ids])).logits[:, -1].float()
+            token = int(change(torch.tensor([ids]), scores).argmax())
+            if token == eos_id:
+                finished = True
+                break
+            ids.append(token)
+    model.train()
+    return Generation(ids[len(prompt) :], finished)
+
+
+def eos_that_greedy_text_contains(model) -> int:
+    """An id that comes third in the free greedy text of the first prompt, so that texts of several lengths arise."""
+    return argmax_alone(model, PROMPTS[0], 3, eos_id=-1).token_ids[2]
+
+
+def test_left_padded_greedy_batches_equal_unpadded_argmax_token_for_token(model):
+    eos = eos_that_greedy_text_contains(model)
+    alone = [argmax_alone(model, prompt, 20, eos_id=eos) for prompt in PROMPTS]
+    assert len({len(generation.token_ids) for generation in alone}) > 1  # the batch really holds finished rows
+    for batch_size in (1, 4, 6):
+        batched = written(model, Sampling(20, temperature=0), eos_id=eos, pad_id=eos, batch_size=batch_size)
+        assert batched == alone
+
+
+def test_rotary_models_are_padded_right_too():
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    llama = LlamaForCausalLM(config)
+    alone = [argmax_alone(llama, prompt, 12) for prompt in PROMPTS]
+    assert written(llama, Sampling(12, temperature=0), pad_id=1) == alone
+
+
+def test_eos_is_cut_by_position_whether_pad_is_eos_or_not(model):
+    eos = eos_that_greedy_text_contains(model)
+    sampling = Sampling(20, temperature=0)
+    with_pad_eos = written(model, sampling, eos_id=eos, pad_id=eos)
+    with_other_pad = written(model, sampling, eos_id=eos, pad_id=(eos + 1) % VOCABULARY)
+    assert with_pad_eos == with_other_pad
+    # A prompt may hold EOS itself (documents joined by it): only what comes after the prompt is cut.
+    prompt = [eos, 5, eos, eos]
+    alone = argmax_alone(model, prompt, 20, eos_id=eos)
+    assert written(model, sampling, prompts=[prompt], eos_id=eos, pad_id=eos) == [alone]
+    for generation in with_pad_eos:
+        assert eos not in generation.token_ids
+        assert generation.finished == (len(generation.token_ids) < 20)
+
+
+def test_text_that_is_cut_by_the_token_limit_is_not_finished(model):
+    eos = eos_that_greedy_text_contains(model)
+    short, exact = (written(model, Sampling(n, temperature=0), eos_id=eos)[0] for n in (2, 3))
+    assert not short.finished
+    assert len(short.token_ids) == 2
+    assert exact == Generation(short.token_ids, finished=True)  # the third new token is EOS itself
+
+
+def test_checkpoint_generation_config_does_not_leak(model):
+    sampling = Sampling(16, temperature=1.5)
+    greedy = Sampling(16, temperature=0)
+    clean = written(model, sampling), written(model, greedy)
+    own = model.generation_config
+    leaking = GenerationConfig(
+        top_k=1,
+        top_p=0.1,
+        repetition_penalty=1.3,
+        do_sample=True,
+        min_new_tokens=9,
+        suppress_tokens=[3, 4, 5],
+        num_beams=2,
+    )
+    model.generation_config = leaking
+    try:
+        assert (written(model, sampling), written(model, greedy)) == clean
+        assert model.generation_config is leaking  # and the model keeps its own afterwards
+    finally:
+        model.generation_config = own
+
+
+def test_hidden_top_k_50_is_off():
+    """A model with equal scores for all 64 tokens must reach every one of them."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=1, n_positions=48))
+    with torch.no_grad():
+        model.transformer.wte.weight.zero_()
+    generations = written(model, Sampling(40), prompts=[[i] for i in range(40)], eos_id=VOCABULARY + 1, batch_size=40)
+    assert {token for generation in generations for token in generation.token_ids} == set(range(VOCABULARY))
+
+
+def test_same_seed_gives_same_texts_and_another_seed_others(model):
+    sampling = Sampling(16, temperature=1.0)
+    first = written(model, sampling, seed=10)
+    assert written(model, sampling, seed=10) == first
+    others = written(model, sampling, seed=20)
+    assert all(a != b for a, b in zip(first, others, strict=True))
+    # Streams of one seed differ among prompts too: the same prompt twice gives two texts.
+    twice = written(model, sampling, prompts=[PROMPTS[0], PROMPTS[0]])
+    assert twice[0] != twice[1]
+
+
+def test_sampled_text_does_not_depend_on_batch_size_or_later_prompts(model):
+    sampling = Sampling(16, temperature=1.0, top_k=20, top_p=0.95, repetition_penalty=1.2, no_repeat_ngram_size=3)
+    whole = written(model, sampling, batch_size=6)
+    assert written(model, sampling, batch_size=1) == whole
+    assert written(model, sampling, batch_size=4) == whole
+    assert written(model, sampling, prompts=PROMPTS[:3], batch_size=2) == whole[:3]
+
+
+def test_global_random_state_is_neither_read_nor_changed(model):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = written(model, Sampling(8))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert written(model, Sampling(8)) == first
+
+
+def test_drawn_tokens_follow_the_softmax():
+    """Chi-square of 20,000 draws against exact probabilities; the token of score -inf is never drawn."""
+    scores = torch.tensor([2.0, 0.0, float("-inf"), 1.0, -1.0])
+    num_draws = 20_000
+    uniforms = torch.rand(num_draws, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draw = InverseCdfDraw(uniforms, prompt_width=1)
+    picked = draw(torch.zeros(num_draws, 1, dtype=torch.long), scores.expand(num_draws, -1)).argmax(dim=-1)
+    counts = Counter(picked.tolist())
+    expected = torch.softmax(scores.double(), dim=0) * num_draws
+    assert counts[2] == 0
+    chi_square = sum((counts[i] - float(expected[i])) ** 2 / float(expected[i]) for i in (0, 1, 3, 4))
+    assert chi_square < 16.3  # 3 degrees of freedom, p = 0.001
+
+
+def test_ends_of_the_unit_interval_draw_the_first_and_last_possible_token():
+    scores = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]]).expand(2, -1)
+    draw = InverseCdfDraw(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64), prompt_width=0)
+    assert draw(torch.zeros(2, 0, dtype=torch.long), scores).argmax(dim=-1).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("limits", "num_allowed"), [({"top_k": 2}, 2), ({"top_p": 1e-6}, 1)])
+def test_top_k_and_top_p_limit_the_first_token(model, limits, num_allowed):
+    prompts = [PROMPTS[0]] * 200
+    firsts = {
+        g.token_ids[0] for g in written(model, Sampling(1, 3.0, **limits), prompts=prompts, eos_id=-1, batch_size=200)
+    }
+    with torch.no_grad():
+        scores = model.eval()(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    assert firsts == set(scores.topk(num_allowed).indices.tolist())
+
+
+def test_repetition_penalty_does_not_see_padding(model):
+    """transformers' own processor, alone and unpadded, is the reference; pad = eos is where padding would show."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    eos = eos_that_greedy_text_contains(model)
+    penalise = RepetitionPenaltyLogitsProcessor(1.3)
+    alone = [argmax_alone(model, prompt, 16, eos_id=eos, change=penalise) for prompt in PROMPTS]
+    batched = written(
+        model, Sampling(16, temperature=0, repetition_penalty=1.3), eos_id=eos, pad_id=eos, batch_size=len(PROMPTS)
+    )
+    assert batched == alone
+    assert batched != written(model, Sampling(16, temperature=0), eos_id=eos, pad_id=eos)
+
+
+def test_no_ngram_of_the_banned_size_comes_twice(model):
+    for sampling in (Sampling(30, temperature=0, no_repeat_ngram_size=2), Sampling(30, 0.5, no_repeat_ngram_size=2)):
+        for prompt, generation in zip(PROMPTS, written(model, sampling), strict=True):
+            ids = prompt + generation.token_ids
+            pairs = Counter(itertools.pairwise(ids))
+            own = Counter(itertools.pairwise(prompt))
+            assert all(count <= max(1, own[pair]) for pair, count in pairs.items())
+
+
+def test_modes_of_all_submodules_come_back(model):
+    model.train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    written(model, Sampling(4, temperature=0))
+    assert [module.training for module in model.modules()] == modes
+    model.train()
+
+
+def test_modes_come_back_after_a_failure(model):
+    def fail(_: int) -> None:
+        raise KeyboardInterrupt
+
+    own = model.generation_config
+    with pytest.raises(KeyboardInterrupt):
+        written(model, Sampling(2), advance=fail)
+    assert model.training
+    assert model.generation_config is own
+
+
+def test_advance_counts_every_prompt_once(model):
+    counts: list[int] = []
+    written(model, Sampling(2), batch_size=4, advance=counts.append)
+    assert counts == [4, 2]
+
+
+def test_context_overrun_is_refused_before_generating(model):
+    prompts = [[1] * 40, [2]]
+    assert len(written(model, Sampling(8), prompts=prompts)) == 2  # 40 + 8 = 48 positions just fit
+    with pytest.raises(UserError, match=r"eval\.max_new_tokens=9: .*40 tokens.*48 positions.*eval\.max_new_tokens=8"):
+        written(model, Sampling(9), prompts=prompts, advance=lambda n: pytest.fail("generated"))
+    with pytest.raises(UserError, match="at most 0 new tokens fit; drop"):
+        written(model, Sampling(9), prompts=[[1] * 60])
+
+
+def test_nan_logits_stop_the_generation(model):
+    broken = GPT2LMHeadModel(model.config)
+    with torch.no_grad():
+        broken.transformer.ln_f.weight.fill_(float("nan"))
+    for temperature in (0, 1):
+        with pytest.raises(FloatingPointError, match="NaN"):
+            written(broken, Sampling(2, temperature))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("no_repeat_ngram_size", 1),
+    ],
+)
+def test_impossible_settings_are_refused_by_key(key, value):
+    with pytest.raises(UserError, match=rf"^eval\.{key}=.*type for example eval\.{key}="):
+        Sampling(**{"max_new_tokens": 4, key: value})
+
+
+def test_no_prompts_give_no_texts_and_empty_prompts_are_an_error(model):
+    assert written(model, Sampling(4), prompts=[]) == []
+    with pytest.raises(ValueError, match="prompt 1 has no token"):
+        written(model, Sampling(4), prompts=[[1], []])
+
+
+def test_settings_of_the_record_name_every_field():
+    settings = resolved_settings(Sampling(256, no_repeat_ngram_size=6))
+    assert settings == {
+        "max_new_tokens": 256,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 6,
+        "do_sample": True,
+        "num_beams": 1,
+        "sampler": "inverse CDF, one numpy stream for each (seed, index of the prompt)",
+    }
+    assert resolved_settings(Sampling(8, temperature=0))["do_sample"] is False
+
+
+def test_decoding_skips_special_tokens_keeps_inner_spaces_and_strips():
+    from tokenizers import Tokenizer, decoders, models
+
+    vocabulary = {"<end>": 0, " ": 1, "it": 2, "'s": 3, ".": 4}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", clean_up_tokenization_spaces=True)
+    generations = [Generation([1, 2, 1, 3, 1, 4, 0, 1], finished=False), Generation([], finished=True)]
+    assert decode(generations, tokenizer) == ["it 's .", ""]

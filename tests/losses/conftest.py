@@ -1,0 +1,76 @@
+"""What the loss tests share: every loss at typical parameters, and random logits."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdrun.losses import Loss, make_loss
+
+TYPICAL: list[tuple[str, dict[str, Any]]] = [
+    ("fkl", {}),
+    ("rkl", {}),
+    ("fkl_rkl", {"weight": 0.3}),
+    ("akl", {}),
+    ("akl", {"mu": 0.3, "head": "paper"}),
+    ("akl", {"mu": 0.1, "head": "pointwise", "reversed": True}),
+    ("jsd", {}),
+    ("jsd", {"beta": 0.1}),
+    ("tvd", {}),
+    ("skl", {}),
+    ("srkl", {}),
+    ("ab", {}),
+    ("ab", {"alpha": 0.5, "beta": 0.0}),
+    ("ab", {"alpha": 0.0, "beta": 0.0}),
+    ("ab", {"alpha": 0.3, "beta": -0.3}),
+    ("ab", {"alpha": -0.1, "beta": -0.2}),
+    ("alpha", {}),
+    ("alpha", {"alpha": 1.0}),
+    ("taid", {}),
+    ("amid", {}),
+    ("amid", {"alpha": 3.0, "lam": 0.4, "order": "rq"}),
+    ("amid", {"alpha": 1.0, "lam": 0.3, "base": "rkl", "order": "qr"}),
+    ("amid", {"base": "ab", "order": "rp"}),
+    ("gap", {"head_weight": 2.0}),
+]
+
+
+def _name(case: tuple[str, dict[str, Any]]) -> str:
+    name, params = case
+    return "-".join([name, *(f"{key}={value}" for key, value in params.items())])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a hundred numbers: a second thread only waits, and on a busy machine made the tests four times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=TYPICAL, ids=_name)
+def divergence(request: pytest.FixtureRequest) -> Loss:
+    """Every loss that compares with a teacher, at typical parameters."""
+    name, params = request.param
+    return make_loss(name, **params)
+
+
+@pytest.fixture(params=[*TYPICAL, ("sft", {})], ids=_name)
+def loss(request: pytest.FixtureRequest) -> Loss:
+    """Every loss at typical parameters."""
+    name, params = request.param
+    return make_loss(name, **params)
+
+
+@pytest.fixture
+def random_logits() -> Callable[..., Tensor]:
+    """random_logits(*shape, seed=0, spread=2.0): float64 normal logits; the same for the same seed."""
+
+    def make(*shape: int, seed: int = 0, spread: float = 2.0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return spread * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return make
