@@ -159,11 +159,13 @@ def validate(command: str, composed: DictConfig, words: Sequence[str]) -> Sectio
         config.pop("hydra", None)
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}= is required: type {error.full_key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        raise UserError(explain_hydra(error, command, words, cli.CONF)) from error
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
     model = CONFIGS[command]
+    if "train" not in model.model_fields:  # a pair brings the training that goes with it
+        plain.pop("train", None)
     try:
         return model.model_validate(plain)
     except ValidationError as error:
@@ -234,6 +236,8 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
         return explain.unknown_key(match[1], command, conf, choices)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values; use `kdrun sweep` for one run each, or [a,b] for a list"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}= is required: type {error.full_key}=VALUE"
     if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
         return f"{error.full_key}: {text.splitlines()[0]}"
     text = re.sub(r"\s*See https?://\S+ for details", "", text)

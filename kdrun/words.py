@@ -56,7 +56,8 @@ def value_of(overrides: Sequence[str], key: str) -> str | None:
 def quote(value: Any) -> str:
     """A value as Hydra's grammar wants it."""
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # Hydra's rule: a backslash is special only before a quote, so only such ones are doubled.
+        return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(quote, value)) + "]"
     return (

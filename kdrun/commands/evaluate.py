@@ -6,7 +6,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from kdrun.commands.assembly import Models, choose_device, chosen_rows, encode_data, load_data, load_teacher, relative
 from kdrun.config import Data, EvaluateConfig, Evaluation, Pair
 from kdrun.data.encoding import EncodedSet
-from kdrun.data.examples import Example, Splits
+from kdrun.data.examples import Splits
 from kdrun.errors import UserError
 from kdrun.models.loading import load_model, load_tokenizer, locate, quiet_libraries
 from kdrun.runs.directory import RunDirectory, write_json, write_text
@@ -23,6 +23,7 @@ from kdrun.runs.progress import progress
 from kdrun.runs.tracker import Tracker
 
 log = logging.getLogger(__name__)
+PerExample = dict[str, list[float]]  # metric -> one value an example
 
 
 def evaluate(config: EvaluateConfig, directory: Path, *, overrides: Sequence[str]) -> float:
@@ -113,7 +114,8 @@ def evaluate_model(
     summary, per_row = _agreement(models, encoded, settings)
     kept = [examples[int(i)] for i in encoded.example_index]
     decodings = _generate(models, encoded, settings, device)
-    scores = {name: _score(texts, kept, settings, device) for name, texts in decodings.items()}
+    score, protocol_of_scores = scorer(settings, device)
+    scores = {name: score(decoded.texts, [list(e.references) for e in kept]) for name, decoded in decodings.items()}
     summary |= _summarise(scores, decodings)
     summary |= {"num_examples": len(kept), "eval_s": round(time.monotonic() - started, 2)}
     lines = []
@@ -121,14 +123,14 @@ def evaluate_model(
         row: dict[str, Any] = {"instruction": example.instruction}
         row |= {"input": example.input, "references": list(example.references)}
         row |= {name: values[i] for name, values in per_row.items()}
-        for name, generated in decodings.items():
-            row[name] = {"text": generated.texts[i], "finished": generated.finished[i]}
-            row[name] |= {metric: values[i] for metric, values in scores[name].values.items()}
+        for name, decoded in decodings.items():
+            row[name] = {"text": decoded.texts[i], "finished": decoded.finished[i]}
+            row[name] |= {metric: values[i] for metric, values in scores[name].items()}
         lines.append(json.dumps(row, ensure_ascii=False))
     write_text(directory / "examples.jsonl", "".join(line + "\n" for line in lines))
     protocol = {"settings": settings.model_dump(mode="json"), "data": data.model_dump(mode="json")}
     protocol |= {"fingerprint": encoded.fingerprint(), "dropped": encoded.num_dropped}
-    protocol |= next((score.protocol for score in scores.values()), {})
+    protocol |= protocol_of_scores
     write_json(directory / "protocol.json", protocol)
     write_json(directory / "summary.json", summary)
     return summary
@@ -177,38 +179,37 @@ def _generate(models: Models, encoded: EncodedSet, settings: Evaluation, device:
     return decodings
 
 
-class Scores:
-    """Per-example values of each metric, and by which protocol they were made."""
-
-    def __init__(self, values: dict[str, list[float]], protocol: dict[str, Any]) -> None:
-        self.values, self.protocol = values, protocol
-
-
-def _score(decoded: Decoded, examples: list[Example], settings: Evaluation, device: str) -> Scores:
+def scorer(
+    settings: Evaluation, device: str
+) -> tuple[Callable[[list[str], list[list[str]]], PerExample], dict[str, Any]]:
+    """A function of texts and references that gives every metric of every example, and the protocol it follows."""
     from kdrun.evaluation.rouge import rouge_protocol, rouge_scores
 
-    references = [list(example.references) for example in examples]
-    values = dict(rouge_scores(decoded.texts, references))
-    values["exact_match"] = [100.0 * (text in refs) for text, refs in zip(decoded.texts, references, strict=True)]
     protocol: dict[str, Any] = {"rouge": rouge_protocol()}
+    bertscore = None
     if settings.bertscore:
         from kdrun.evaluation.bertscore import BertScore
 
-        scorer = BertScore(
+        bertscore = BertScore(
             settings.bertscore_model,
             layer=settings.bertscore_layer,
             baseline=settings.bertscore_baseline,
             device=device,
         )
-        values |= scorer.scores(decoded.texts, references)
-        protocol["bertscore"] = scorer.protocol()
-    return Scores(values, protocol)
+        protocol["bertscore"] = bertscore.protocol()
+
+    def score(texts: list[str], references: list[list[str]]) -> PerExample:
+        values = dict(rouge_scores(texts, references))
+        values["exact_match"] = [100.0 * (text in refs) for text, refs in zip(texts, references, strict=True)]
+        return values | (bertscore.scores(texts, references) if bertscore else {})
+
+    return score, protocol
 
 
-def _summarise(scores: dict[str, Scores], decodings: dict[str, Decoded]) -> dict[str, Any]:
+def _summarise(scores: dict[str, PerExample], decodings: dict[str, Decoded]) -> dict[str, Any]:
     """Means over examples: greedy/METRIC, and sample/METRIC as mean over the seeds with sample/METRIC_sd beside it."""
     means = {
-        name: {metric: statistics.fmean(values) for metric, values in score.values.items()}
+        name: {metric: statistics.fmean(values) for metric, values in score.items()}
         | {"finished": 100 * statistics.fmean(decodings[name].finished)}
         for name, score in scores.items()
     }

@@ -8,6 +8,7 @@ from kdrun.config import (
     Data,
     EmbeddedData,
     EvaluateConfig,
+    Evaluation,
     HubData,
     JsonlData,
     PretrainedPair,
@@ -27,6 +28,8 @@ def check_train(config: TrainConfig) -> None:
         UserError: naming the key.
     """
     check_data(config.data)
+    if config.evaluate:
+        check_scoring(config.eval)
     pair = config.pair
     if isinstance(pair, ScratchPair):
         if pair.tokenizer is not None and not (Path(pair.tokenizer) / "tokenizer.json").is_file():
@@ -82,6 +85,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
     Raises:
         UserError: naming the key.
     """
+    check_scoring(config.eval)
     if config.data is not None:
         check_data(config.data)
     for key in ("student", "teacher"):
@@ -95,6 +99,17 @@ def check_evaluate(config: EvaluateConfig) -> None:
             )
     if isinstance(config.pair, PretrainedPair) and config.role == "sft" and config.pair.sft is None:
         raise UserError(f"role=sft: pair={config.pair.name} names no published fine-tuned student")
+
+
+def check_scoring(settings: Evaluation) -> None:
+    """The BERTScore encoder is there, and a baseline belongs to it, before anything is generated for it."""
+    from kdrun.evaluation.bertscore import read_baseline
+    from kdrun.evaluation.encoder import find_model
+
+    if settings.bertscore:
+        find_model(settings.bertscore_model)
+        if settings.bertscore_baseline is not None:
+            read_baseline(settings.bertscore_baseline)
 
 
 def check_data(data: Data) -> None:

@@ -135,5 +135,7 @@ def first_exchange(turns: Sequence[Mapping[str, Any]]) -> Example | None:
     spoken = turns[1:] if turns and turns[0].get("role") == "system" else turns
     if [turn.get("role") for turn in spoken[:2]] != ["user", "assistant"]:
         return None
-    question, answer = (turn.get("content") or "" for turn in spoken[:2])
-    return Example(question, "", (answer,)) if question.strip() and answer.strip() else None
+    question, answer = (turn.get("content") for turn in spoken[:2])
+    if not (isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip()):
+        return None
+    return Example(question, "", (answer,))

@@ -95,6 +95,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: byte {line[error.start]:#04x} at column {error.start + 1} is not UTF-8; save the file as UTF-8"
         ) from None
+    text = text.rstrip("\r\n")
     if text.startswith("\ufeff"):
         raise UserError(f"{where}: begins with a byte order mark; save the file as UTF-8 without one")
     try:

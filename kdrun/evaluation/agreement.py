@@ -40,7 +40,7 @@ def agreement(
     rows: int | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Agreement:
-    """Negative log-likelihoods of the data and, with a teacher, every divergence between the two (temperature 1).
+    """Negative log-likelihoods of the data and, with a teacher, the divergences between the two (temperature 1).
 
     Keys: nll (nats a token), teacher_nll, fkl = KL(teacher || student), rkl, jsd, tvd, head_gap, tail_gap, akl_weight,
     top1_agreement, student_entropy, teacher_entropy; perplexity = exp(nll) in `means` only.
@@ -59,7 +59,7 @@ def agreement(
         batch = order[start : start + batch_size]
         ids_BT, labels_BT = (t.to(device) for t in collate([encoded.row(i) for i in batch], pad_id))
         index_N, target_N = scored_positions(labels_BT)
-        values = _token_values(student, teacher, ids_BT, index_N, target_N, rows)
+        values = _token_values(student, teacher, ids_BT, (index_N, target_N), rows=rows)
         row_N = (index_N // ids_BT.shape[1]).tolist()
         for position in row_N:
             counts[batch[position]] += 1
@@ -79,9 +79,10 @@ def agreement(
 
 
 def _token_values(
-    student: Any, teacher: Any | None, ids_BT: Tensor, index_N: Tensor, target_N: Tensor, rows: int
+    student: Any, teacher: Any | None, ids_BT: Tensor, scored: tuple[Tensor, Tensor], *, rows: int
 ) -> dict[str, Tensor]:
     """Every measure of every scored token [N], with the logits of one chunk alive at a time."""
+    index_N, target_N = scored
     hidden = {"student": hidden_states(student, ids_BT).flatten(0, 1)[index_N]}
     heads = {"student": head_of(student).cut(rows)}
     if teacher is not None:

@@ -2,10 +2,10 @@
 
 Zhang et al. 2020, "BERTScore: Evaluating Text Generation with BERT", arXiv 1904.09675, matched by the authors' library
 `bert-score`. Its two inner functions are called (vectors of a batch of texts, matching of a pair), not its BERTScorer:
-that one loads a T5 whenever the path holds "t5", dies of an empty text, and lets the padding of a batch put a floor of 0
-under the cosines, so that a score depends on its neighbours (500 pairs of unrelated words, MiniLM: 0.02 points in the
-mean, 5.8 at worst). A score here is the one that BERTScorer gives the pair alone. torchmetrics 1.9 was tried as well: it
-gives wrong scores as soon as there are two pairs, for it undoes its sorting by the wrong permutation.
+that one loads a T5 whenever the path holds "t5", dies of an empty text, and lets the padding of a batch put a floor of
+0 under the cosines, so that a score depends on its neighbours (500 pairs of unrelated words, MiniLM: 0.02 points in the
+mean, 1.8 at worst). A score here is the one that BERTScorer gives the pair alone. torchmetrics 1.9 was tried as well:
+it gives wrong scores as soon as there are two pairs, for it undoes its sorting by the wrong permutation.
 """
 
 import csv
@@ -71,8 +71,8 @@ class BertScore:
         as in the library; with a baseline that becomes -b / (1 - b), far below 0. Texts longer than the model's
         positions are cut.
 
-        A pair's scores do not depend on the other pairs, their order or the batch size, up to float rounding. Each distinct
-        pair is scored once. Raises ValueError unless there is a list of references for each prediction.
+        A pair's scores do not depend on the other pairs, their order or the batch size, up to float rounding. Each
+        distinct pair is scored once. Raises ValueError unless there is a list of references for each prediction.
         """
         check_pairs(predictions, references)
         groups = [

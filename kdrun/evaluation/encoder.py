@@ -68,6 +68,7 @@ def load_encoder(name: str, *, layer: int, device: str) -> Encoder:
             f"(first: {missing[0]}); give the folder of a whole {config.model_type} model"
         )
     tokenizer.model_max_length = _max_length(name, model, tokenizer)
+    folder = _folder_read(source)
     encoder = model.encoder if hasattr(model, "encoder") and hasattr(model, "decoder") else model
     return Encoder(
         model=encoder.to(device).eval(),
@@ -76,8 +77,8 @@ def load_encoder(name: str, *, layer: int, device: str) -> Encoder:
         num_layers=num_layers,
         max_length=tokenizer.model_max_length,
         prefix_space=prefix_space,
-        weights_sha256=_sha256_of_weights(_folder(source, getattr(config, "_commit_hash", None))),
-        revision=getattr(config, "_commit_hash", None),
+        weights_sha256=_sha256_of_weights(folder),
+        revision=None if Path(source).is_dir() else folder.name,
     )
 
 
@@ -165,13 +166,13 @@ def _max_length(name: str, model: Any, tokenizer: Any) -> int:
     return int(min(limits))
 
 
-def _folder(source: str, revision: str | None) -> Path:
-    """Return the folder that was read: `source` itself, or its snapshot in the hub's cache."""
+def _folder_read(source: str) -> Path:
+    """Return `source` itself, or the snapshot of a hub name in the local cache; the commit is its name."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import try_to_load_from_cache
 
-    return Path(str(try_to_load_from_cache(source, "config.json", revision=revision))).parent
+    return Path(str(try_to_load_from_cache(source, "config.json"))).parent
 
 
 def _sha256_of_weights(folder: Path) -> str:

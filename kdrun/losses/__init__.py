@@ -7,7 +7,6 @@ Imports torch and itself. One paper a file, named as the loss is.
 """
 
 import difflib
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,7 +61,7 @@ def make_loss(name: str, **params: Any) -> Loss:
     """The loss of that name, e.g. make_loss("akl", mu=0.5); a UserError for a name, key or value it does not take."""
     if name not in LOSSES:
         raise UserError(f"loss={name}: no such loss{_did_you_mean(name, LOSSES)}; one of {', '.join(LOSSES)}")
-    known = inspect.signature(LOSSES[name]).parameters
+    known = getattr(LOSSES[name].__init__, "__kwdefaults__", None) or {}  # parameters of losses are keyword-only
     for key in params:
         if key not in known:
             allowed = f"one of {', '.join(known)}" if known else "it takes none"

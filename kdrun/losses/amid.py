@@ -1,4 +1,4 @@
-"""Distillation through an alpha-mixture assistant (AMiD, arXiv 2510.15982).
+"""Distillation through an alpha-mixture assistant (Shin et al., AMiD, arXiv 2510.15982).
 
 The published code computes in the models' dtype and treats every alpha >= 1 as 1; here float32 at least and any alpha.
 """

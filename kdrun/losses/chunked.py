@@ -18,9 +18,7 @@ from kdrun.losses.linear_head import LinearHead
 from kdrun.losses.sft import cross_entropy, cross_entropy_gradient
 
 CHUNK_BYTES = 256 * 2**20  # budget of all [C, V] work tensors together
-WORK_TENSORS = (
-    13  # [C, V] float32 tensors alive at once: measured, at most 13.0 (jsd, gap); tests/losses/test_chunked.py
-)
+WORK_TENSORS = 12  # [C, V] float32 tensors alive at once, measured in tests/losses/test_chunked.py (jsd, gap; fkl 6)
 MIN_CHUNK_TOKENS = 16  # below it the matrix products read the whole head for next to nothing
 
 Probe = Callable[[Tensor, Tensor], None]
@@ -124,8 +122,8 @@ def chunked_objective(  # noqa: PLR0917
 def default_chunk_tokens(num_tokens: int, vocabulary: int) -> int:
     """Tokens a chunk, so that the [C, V] work tensors fit CHUNK_BYTES: at least 16, at most num_tokens.
 
-    A token costs WORK_TENSORS * 4 * V bytes: 2.6 MB for GPT-2's 50257 entries (102 tokens a chunk), 7.9 MB for Qwen's
-    151936 (33 tokens).
+    A token costs WORK_TENSORS * 4 * V bytes: 2.4 MB for GPT-2's 50257 entries (111 tokens a chunk), 7.3 MB for Qwen's
+    151936 (36 tokens).
     """
     fitting = CHUNK_BYTES // (WORK_TENSORS * 4 * vocabulary)
     return max(1, min(num_tokens, max(MIN_CHUNK_TOKENS, fitting)))
@@ -258,6 +256,7 @@ def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) ->
             grad_hidden_ND[rows] = gradient_CV @ back_weight_VD
         if grad_weight_VD is not None:
             grad_weight_VD += gradient_CV.T @ hidden_ND[rows].to(back_dtype)
+        del gradient_CV  # or it would stay while the next chunk makes its own
     return own_sum, cross_entropy_sum
 
 

@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence (Agarwal et al., GKD, arXiv 2306.13649, equation 1).
+"""Generalised Jensen-Shannon divergence (Agarwal et al., GKD, arXiv 2306.13649).
 
 beta is the weight of the teacher, as in GKD, TRL and Liger; DistiLLM's lam is 1 - beta, with a default of its own.
 """

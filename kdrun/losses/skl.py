@@ -1,4 +1,4 @@
-"""Skewed forward KL (Ko et al., DistiLLM, arXiv 2402.03898, section 3.1).
+"""Skewed forward KL (Ko et al., DistiLLM, arXiv 2402.03898).
 
 DistiLLM's code prints it without the teacher's entropy, and gives NaN where p and q both underflow.
 """

@@ -1,4 +1,4 @@
-"""Skewed reverse KL (Ko et al., DistiLLM, arXiv 2402.03898, section 3.1).
+"""Skewed reverse KL (Ko et al., DistiLLM, arXiv 2402.03898).
 
 The gradient flows through the mixture too; DistiLLM-2's trainer detaches the student there (same value, another
 gradient).

@@ -1,4 +1,4 @@
-"""Temporally adaptive interpolated distillation (Shing et al., TAID, arXiv 2501.16937, equations 3 to 6).
+"""Temporally adaptive interpolated distillation (Shing et al., TAID, arXiv 2501.16937).
 
 The published code moves t at every micro-batch and leaves the entropy of p_t out of the value; here `observe` moves t
 once per optimiser step, and the value is a true divergence.

@@ -49,7 +49,7 @@ def bpe():
     return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<eos>", pad_token="<eos>")
 
 
-@pytest.fixture()
+@pytest.fixture
 def write_lines(tmp_path):
     """Write bytes or lines of text to a file and return its path."""
 

@@ -1,7 +1,9 @@
 """The embedded set of docstrings."""
 
+import gc
 import json
 import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -106,10 +108,7 @@ def test_tests_and_vendored_folders_are_skipped_and_packages_named(tmp_path):
 def test_real_docstrings_agree_with_the_imported_functions():
     # Independent: the function itself, imported, says the same.
     folder = f"{sysconfig.get_path('stdlib')}/json"
-    found = {
-        example.instruction.split()[5]: example
-        for example in harvest_folder(__import__("pathlib").Path(folder), "json")
-    }
+    found = {example.instruction.split()[5]: example for example in harvest_folder(Path(folder), "json")}
     assert found["json.dumps"].response == " ".join(json.dumps.__doc__.split("\n\n")[0].split())
     assert found["json.dumps"].input.startswith("def dumps(obj, *, skipkeys=False, ensure_ascii=True, ")
 
@@ -117,6 +116,7 @@ def test_real_docstrings_agree_with_the_imported_functions():
 @pytest.mark.slow
 def test_the_whole_set_has_some_ten_thousand_distinct_pairs():
     examples = docstring_pairs()
+    assert gc.isenabled()
     assert 8_000 < len(examples) < 14_000  # 10,588 with Python 3.11.7 and torch 2.13.0
     assert 70 < sum(len(example.response) for example in examples) / len(examples) < 100  # 83.9 characters
     assert len({example.instruction for example in examples}) == len(examples)

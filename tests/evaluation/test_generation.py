@@ -22,6 +22,15 @@ EOS = 0
 PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8], [11, 12], [33, 2, 60, 41, 5], [8, 8]]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For models this small a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def model() -> GPT2LMHeadModel:
     """A tiny GPT-2 with sharp, varied scores (weights x 8), dropout on, left in training mode."""

@@ -44,7 +44,7 @@ def _name(case: tuple[str, dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors of a hundred numbers: a second thread only waits, and on a busy machine made the tests four times slower."""
+    """Tiny tensors: a second thread only waits, and made these tests 30 times slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -47,6 +47,13 @@ def test_head_by_hand(head, mu, expected):
     assert head_share(FIRST_P, mu=mu, head=head).tolist() == [expected]
 
 
+@pytest.mark.parametrize("head", ["code", "paper"])
+def test_a_prefix_whose_mass_is_exactly_mu_is_the_head(head):
+    """Binary fractions, so that the sum is exact in floating point."""
+    p = torch.tensor([[0.5, 0.25, 0.125, 0.125]])
+    assert head_share(p, mu=0.75, head=head).tolist() == [[1, 1, 0, 0]]
+
+
 def test_places_in_the_head_are_shared_among_ties_at_the_border():
     """Sorted: .4, .15 x 4. mu = .6: one of the four (code), or two (paper), would be head; which one is chance."""
     p = torch.tensor([[0.15, 0.4, 0.15, 0.15, 0.15]])

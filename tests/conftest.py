@@ -1,0 +1,71 @@
+"""Shared: the real command in a subprocess, and one tiny teacher made by it for the whole test session."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A pair of some thousand parameters and a few steps: every test of a command uses these words.
+SMALL = [
+    "pair.vocab_size=300", "pair.teacher_layers=1", "pair.teacher_width=16", "pair.teacher_heads=2",
+    "pair.student_layers=1", "pair.student_width=8", "pair.student_heads=2",
+    "data.max_rows=64", "train.batch_size=8", "train.valid_rows=8", "train.warmup_steps=0", "track.mode=disabled",
+    "eval.num_examples=6", "eval.max_new_tokens=4", "eval.bertscore=false",
+]  # fmt: skip
+
+Kdrun = Callable[..., subprocess.CompletedProcess]
+
+
+def run_kdrun(*words: str, cwd: Path, check: bool = True, env: dict | None = None) -> subprocess.CompletedProcess:
+    """`kdrun words` in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    done = subprocess.run(
+        [sys.executable, "-m", "kdrun", *words], cwd=cwd, capture_output=True, text=True, env=environment
+    )
+    if check:
+        assert done.returncode == 0, f"kdrun {' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors on two OpenMP threads of a busy machine are 30 times slower than on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a finished teacher in outputs/teachers/tiny-unicode."""
+    folder = tmp_path_factory.mktemp("workspace")
+    run_kdrun(
+        "train", "role=teacher", "loss=sft", "train=tiny_teacher", "name=teacher", "train.save_every=null",
+        *SMALL, "train.max_steps=4", "evaluate=false", "hydra.run.dir=outputs/teachers/tiny-unicode", cwd=folder,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def kdrun(workspace: Path) -> Kdrun:
+    """Run a command in the workspace."""
+    return lambda *words, **options: run_kdrun(*words, cwd=workspace, **options)
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
