@@ -9,6 +9,7 @@ from typing import Any
 
 from kdrun.errors import UserError
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -76,6 +77,9 @@ def load_tokenizer(reference: str, *, key: str, trust_remote_code: bool = False)
     from transformers import AutoTokenizer
 
     place = reference if (Path(reference) / "tokenizer.json").exists() else locate(reference, key=key)
+    if Path(place).is_dir() and not any((Path(place) / name).exists() for name in TOKENIZER_FILES):
+        # transformers 5 would make an empty tokenizer of the model's type and say nothing.
+        raise UserError(f"{key}={reference}: {place} holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,10 +128,12 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed[0] if probed else {})
 
-    def _batches(self, rows: Sequence[int] | Any) -> list[tuple[Tensor, Tensor]]:
+    def _batches(self, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
         """This rank's micro-batches; a rank without a row takes one whose labels are all masked, to stay in step."""
         accelerator, device = self.accelerator, self.accelerator.device
         mine = rows[accelerator.process_index :: accelerator.num_processes]
+        # Rows of like length share a micro-batch: less padding, and the step's gradient is the same.
+        mine = mine[np.argsort(self.rows.lengths[mine], kind="stable")]
         batches = []
         for piece in micro_batches(mine if len(mine) else rows[:1], self.settings.micro_batch_size):
             ids, labels = collate([self.rows.row(int(i)) for i in piece], self.pad_id)

@@ -1,0 +1,181 @@
+"""The canaries of the loop: alignment, one division, no update on a non-finite loss, states that move once a step."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from kdrun.data.encoding import EncodedSet
+from kdrun.data.scored import collate, scored_positions
+from kdrun.losses import LOSSES, Loss, make_loss
+from kdrun.training.loop import Loop, LoopSettings, NonFiniteLoss
+from kdrun.training.objective import LiveTeacher, StudentObjective
+
+from .conftest import END, VOCABULARY, tiny
+
+WITH_TEACHER = sorted(set(LOSSES) - {"sft"})
+
+
+def make_loop(
+    student: Any, loss: Loss, rows: EncodedSet, *, teacher: Any = None, micro: int | None = None, batch: int = 8,
+    lr: float = 0.1, num_steps: int = 4, clip: float | None = None, kd_ratio: float = 0.5,
+) -> Loop:  # fmt: skip
+    settings = LoopSettings(
+        num_steps=num_steps, batch_size=batch, micro_batch_size=micro, seed=0, clip_norm=clip,
+        learning_rate=lambda step: lr, log_every=1,
+    )  # fmt: skip
+    return Loop(
+        StudentObjective(student, loss, kd_ratio=kd_ratio),
+        torch.optim.SGD(student.parameters(), lr=lr), rows, settings, accelerator=Accelerator(cpu=True),
+        teacher=LiveTeacher(teacher, rows=None) if teacher is not None else None, pad_id=END,
+    )  # fmt: skip
+
+
+def update_of(make: Callable[[Any], Loop], student: Any) -> dict[str, torch.Tensor]:
+    """What one plain gradient step adds to each parameter."""
+    copied = copy.deepcopy(student)
+    make(copied).step(0)
+    before = dict(student.named_parameters())
+    return {name: value.detach() - before[name].detach() for name, value in copied.named_parameters()}
+
+
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient(name: str, student: Any, rows: EncodedSet) -> None:
+    loop = make_loop(student, make_loss(name), rows, teacher=copy.deepcopy(student), kd_ratio=1.0)
+    sums = loop.step(0, probe=True)
+    assert abs(sums.divergence) / sums.num_tokens < 1e-6
+    assert sums.grad_norm < 1e-6 or name in ("tvd", "gap"), "abs has a corner there"
+    assert sums.probed["fkl"] == pytest.approx(0, abs=1e-6)
+    assert sums.probed["top1_agreement"] == 1
+
+
+@pytest.mark.parametrize("name", ["fkl", "rkl", "akl", "jsd"])
+def test_a_teacher_shifted_by_one_token_raises_the_loss(name: str, student: Any, rows: EncodedSet) -> None:
+    class Shifted(LiveTeacher):
+        def hidden(self, ids_BT: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
+            return super().hidden(ids_BT, index_N - 1)
+
+    loop = make_loop(student, make_loss(name), rows, kd_ratio=1.0)
+    loop.teacher = Shifted(copy.deepcopy(student), rows=None)
+    sums = loop.step(0)
+    assert sums.divergence / sums.num_tokens > 1e-3
+
+
+def test_every_response_token_and_eos_is_learned_from_and_no_prompt_token(student: Any, rows: EncodedSet) -> None:
+    """Gradient of the objective with respect to the logits' hidden states: at P-1 .. L-2 of each row and nowhere else."""
+    batch = [rows.row(i) for i in range(6)]
+    ids, labels = collate(batch, END)
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        seen["hidden"] = output
+
+    hook = student.transformer.ln_f.register_forward_hook(keep)
+    total, *_ = StudentObjective(student, make_loss("fkl"), kd_ratio=0.5)(ids, labels, LiveTeacher(tiny(5), rows=None))
+    total.backward()
+    hook.remove()
+    touched = seen["hidden"].grad.abs().sum(-1) > 0
+    for row, (row_ids, prompt) in zip(touched, batch, strict=True):
+        expected = [prompt - 1 <= t <= len(row_ids) - 2 for t in range(ids.shape[1])]
+        assert row.tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["sft", "fkl", "akl", "taid"])
+def test_the_gradient_of_a_step_does_not_depend_on_its_micro_batches(name: str, student: Any, teacher: Any, rows: EncodedSet) -> None:
+    given = None if name == "sft" else teacher
+    updates = [
+        update_of(lambda s, m=micro: make_loop(s, make_loss(name), rows, teacher=given, micro=m), student)
+        for micro in (8, 4, 2, 1, None, 3)
+    ]
+    for update in updates[1:]:
+        for key, value in update.items():
+            torch.testing.assert_close(value, updates[0][key], rtol=1e-6, atol=1e-9)
+
+
+def test_the_gradient_is_the_mean_over_all_scored_tokens_of_the_step(student: Any, rows: EncodedSet) -> None:
+    """Independent: transformers' own logits, one cross-entropy over the concatenated scored tokens."""
+    loop = make_loop(copy.deepcopy(student), make_loss("sft"), rows, micro=2)
+    ids, labels = collate([rows.row(int(i)) for i in loop.order.rows(0)], END)
+    logits = student(input_ids=ids).logits[:, :-1]
+    targets = labels[:, 1:]
+    expected = torch.nn.functional.cross_entropy(logits[targets != -100], targets[targets != -100])
+    expected.backward()
+    sums = loop.step(0)
+    assert sums.total / sums.num_tokens == pytest.approx(expected.item(), rel=1e-6)
+    trained = loop.objective.student
+    for before, after in zip(student.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_makes_exactly_its_steps_and_reports_each_count_once(student: Any, rows: EncodedSet) -> None:
+    loop = make_loop(student, make_loss("sft"), rows, num_steps=7, micro=3)
+    counted: list[int] = []
+    loop.run(start_step=0, on_step=lambda step, metrics: counted.append(step))
+    assert counted == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("where", ["student", "teacher"])
+def test_a_non_finite_loss_stops_before_the_update(where: str, student: Any, teacher: Any, rows: EncodedSet) -> None:
+    with torch.no_grad():
+        (student if where == "student" else teacher).transformer.ln_f.weight[0] = math.nan
+    before = [parameter.clone() for parameter in student.parameters()]
+    loop = make_loop(student, make_loss("fkl"), rows, teacher=teacher)
+    with pytest.raises(NonFiniteLoss, match="step 1"):
+        loop.step(0)
+    for old, new in zip(before, student.parameters(), strict=True):
+        torch.testing.assert_close(old, new, equal_nan=True)
+
+
+def test_taids_t_moves_once_an_optimiser_step_whatever_the_micro_batches(student: Any, teacher: Any, rows: EncodedSet) -> None:
+    states = []
+    for micro in (8, 1):
+        loss = make_loss("taid", alpha=0.5)
+        loop = make_loop(copy.deepcopy(student), loss, rows, teacher=teacher, micro=micro, num_steps=3)
+        logged: list[dict] = []
+        loop.run(start_step=0, on_step=lambda step, metrics, into=logged: into.append(metrics))
+        states.append((loss.state_dict(), [metrics["t"] for metrics in logged]))
+    assert states[0][1] == pytest.approx(states[1][1], rel=1e-6)
+    assert len(set(states[0][1])) == 3, "t moves"
+
+
+def test_clipping_bounds_the_norm_of_the_whole_steps_gradient(student: Any, rows: EncodedSet) -> None:
+    free = update_of(lambda s: make_loop(s, make_loss("sft"), rows), student)
+    norm = math.sqrt(sum(float((value / 0.1).pow(2).sum()) for value in free.values()))
+    clipped = update_of(lambda s: make_loop(s, make_loss("sft"), rows, clip=norm / 4), student)
+    for key, value in clipped.items():
+        torch.testing.assert_close(value, free[key] / 4, rtol=1e-4, atol=1e-9)
+
+
+def test_training_lowers_the_divergence_it_trains(student: Any, teacher: Any, rows: EncodedSet) -> None:
+    loop = make_loop(student, make_loss("fkl"), rows, teacher=teacher, kd_ratio=1.0, num_steps=60, lr=0.5)
+    values: list[float] = []
+    loop.run(start_step=0, on_step=lambda step, metrics: values.append(metrics["fkl"]))
+    assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
+
+
+def test_only_scored_positions_meet_the_vocabulary(student: Any, rows: EncodedSet) -> None:
+    """No tensor of B x T x V elements is made: prompt logits are not computed and thrown away."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (VOCABULARY,):
+                    self.numel = max(self.numel, tensor.numel())
+            return out
+
+    ids, labels = collate([rows.row(i) for i in range(8)], END)
+    num_scored = len(scored_positions(labels)[1])
+    with Largest() as largest:
+        StudentObjective(student, make_loss("fkl"))(ids, labels, LiveTeacher(tiny(4), rows=None))[0].backward()
+    assert num_scored * VOCABULARY < ids.numel() * VOCABULARY
+    assert 0 < largest.numel <= num_scored * VOCABULARY
