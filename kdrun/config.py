@@ -226,7 +226,8 @@ Data = Annotated[EmbeddedData | JsonlData | HubData, Field(discriminator="name")
 
 
 class Train(Section):
-    """One optimisation. Durations are in optimiser steps; a batch is the rows of one optimiser step on all ranks."""
+    """One optimisation. Durations are in optimiser steps; a batch is the rows of one optimiser step on all ranks, a
+    micro-batch the most rows of one forward pass."""
 
     epochs: Positive
     max_steps: Count | None
@@ -250,14 +251,6 @@ class Train(Section):
     save_every: Count | None
     keep_checkpoints: Count
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-
-    @model_validator(mode="after")
-    def micro_batch_fits(self) -> Self:
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError(
-                f"train.micro_batch_size={self.micro_batch_size}: must be at most train.batch_size={self.batch_size}"
-            )
-        return self
 
 
 class Evaluation(Section):

@@ -10,7 +10,9 @@ import argparse
 import itertools
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +77,11 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
             answer(lambda: make_missing_teachers(cells, conf))
         if options.multirun:
             overrides = pin_sweep_directory(overrides, cells[0].composed)
-    answer(lambda: run_hydra(command, flags, overrides, conf))
+    try:
+        answer(lambda: run_hydra(command, flags, overrides, conf))
+    except KeyboardInterrupt:
+        print("kdrun: interrupted", file=sys.stderr)
+        sys.exit(130)
     if options.multirun and not options.cfg:
         from kdrun.commands.compare import compare
 
@@ -338,6 +344,8 @@ def run_hydra(command: str, flags: Sequence[str], overrides: Sequence[str], conf
 
 def run_job(composed: DictConfig) -> float | None:
     """One job inside Hydra: validate again, dispatch, and let go of everything when it fails."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exit, so that run.json says interrupted
     hydra = HydraConfig.get()
     command = hydra.job.name if hydra.job.name in CONFIGS else hydra.job.config_name
     words = list(hydra.overrides.task)

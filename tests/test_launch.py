@@ -39,7 +39,7 @@ TRAIN = {
     "train.max_steps=0": ["train.max_steps=0", "at least 1"],
     "train.betas=[0.9,2]": ["train.betas.1=2", "less than 1"],
     "train.precision=fp8": ["train.precision=fp8", "fp32, bf16"],
-    "train.micro_batch_size=64": ["train.micro_batch_size=64", "at most train.batch_size=32"],
+    "train.micro_batch_size=0": ["train.micro_batch_size=0", "at least 1 or null"],
     "track.mode=onlin": ["track.mode=onlin", "auto, online, offline, disabled"],
     "data=jsonl": ["data.path= is required"],
     "data=jsonl data.path=nope.jsonl": ["data.path", "nope.jsonl"],

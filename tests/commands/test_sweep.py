@@ -1,0 +1,76 @@
+"""A sweep is the train task many times: one folder a cell, one table at its end, a failing cell stops no other."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL, Kdrun, read_json
+
+CELL = [*SMALL, "train.max_steps=2", "evaluate=false"]
+
+
+@pytest.fixture(scope="module")
+def swept(workspace: Path) -> tuple[Path, str]:
+    from tests.conftest import run_kdrun
+
+    done = run_kdrun("sweep", "loss=akl", "mu=0.3,0.5,0.7", *CELL, "hydra.sweep.dir=outputs/sweep/mu", cwd=workspace)
+    return workspace / "outputs" / "sweep" / "mu", done.stdout
+
+
+def test_every_cell_is_a_run_of_its_own_with_its_mu(swept: tuple[Path, str]) -> None:
+    folder, _ = swept
+    records = [read_json(folder / str(cell) / "run.json") for cell in range(3)]
+    assert [record["status"] for record in records] == ["done"] * 3
+    assert [f"loss.mu={mu}" in record["overrides"] for mu, record in zip((0.3, 0.5, 0.7), records, strict=True)] == [True] * 3
+    assert {record["group"] for record in records} == {"mu"}
+    starts = {record["student_start"]["sha256"] for record in records}
+    assert len(starts) == 1, "one experiment: the same start"
+
+
+def test_the_sweep_ends_with_its_table(swept: tuple[Path, str]) -> None:
+    assert "loss.mu" in swept[1]
+    assert "0.300" in swept[1]
+    assert "0.700" in swept[1]
+
+
+def test_compare_reads_a_sweep_directory_and_writes_csv(swept: tuple[Path, str], kdrun: Kdrun, workspace: Path) -> None:
+    done = kdrun("compare", str(swept[0]), "outputs/teachers", "--csv", "table.csv")
+    assert "teacher" in done.stdout
+    with (workspace / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert [row["loss.mu"] for row in rows[:3]] == ["0.3", "0.5", "0.7"]
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(kdrun: Kdrun, workspace: Path) -> None:
+    done = kdrun("sweep", "loss=sft", "train.lr=1e30,1e-3", *CELL, "train.max_steps=30", "train.clip_norm=null",
+                 "hydra.sweep.dir=outputs/sweep/lr", check=False)  # fmt: skip
+    folder = workspace / "outputs" / "sweep" / "lr"
+    assert done.returncode == 1
+    assert "NonFiniteLoss" in done.stderr
+    assert read_json(folder / "0" / "run.json")["status"] == "failed"
+    assert read_json(folder / "1" / "run.json")["status"] == "done"
+
+
+@pytest.mark.slow
+def test_the_joblib_launcher_runs_cells_in_parallel(kdrun: Kdrun, workspace: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    kdrun("sweep", "loss=fkl,rkl", *CELL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/sweep/jobs")
+    folder = workspace / "outputs" / "sweep" / "jobs"
+    assert [read_json(folder / str(i) / "run.json")["status"] for i in range(2)] == ["done", "done"]
+
+
+def test_a_users_own_loss_file_and_experiment_work(kdrun: Kdrun, workspace: Path) -> None:
+    mine = workspace / "mine"
+    (mine / "loss").mkdir(parents=True)
+    (mine / "experiment").mkdir()
+    (mine / "loss" / "gentle.yaml").write_text("defaults: [akl]\nmu: 0.25\n")
+    (mine / "experiment" / "two.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /loss: gentle\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n"
+    )
+    kdrun("sweep", "--config-dir", "mine", "experiment=two", *CELL, "hydra.sweep.dir=outputs/sweep/two")
+    configs = [(workspace / "outputs" / "sweep" / "two" / cell / "config.yaml").read_text() for cell in ("0", "1")]
+    assert all("mu: 0.25" in config for config in configs)
+    assert "seed: 1" in configs[0]
+    assert "seed: 2" in configs[1]

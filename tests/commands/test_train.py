@@ -1,0 +1,223 @@
+"""Real runs of the real command on a pair of some thousand parameters."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL, Kdrun, read_json, read_lines
+
+FILES = {
+    "config.yaml", "eval/quick/examples.jsonl", "eval/quick/protocol.json", "eval/quick/summary.json", "log.txt",
+    "metrics.jsonl", "run.json", "student/config.json", "student/generation_config.json", "student/model.safetensors",
+    "student/tokenizer.json", "student/tokenizer_config.json", "summary.json",
+}  # fmt: skip
+CHECKPOINT = {
+    "optimizer.safetensors", "state.json", "student/config.json", "student/generation_config.json",
+    "student/model.safetensors", "student/tokenizer.json", "student/tokenizer_config.json",
+}  # fmt: skip
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def akl(workspace: Path) -> Path:
+    """The main job, with a checkpoint on the way."""
+    from tests.conftest import run_kdrun
+
+    run_kdrun(
+        "train", "loss=akl", "mu=0.5", "name=akl", *SMALL, "train.max_steps=6", "train.log_every=2", "train.valid_every=3",
+        "train.save_every=3", "hydra.run.dir=outputs/akl", cwd=workspace,
+    )  # fmt: skip
+    return workspace / "outputs" / "akl"
+
+
+def test_a_run_leaves_exactly_these_files(akl: Path) -> None:
+    expected = FILES | {f"checkpoints/step-{step}/{name}" for step in (3, 6) for name in CHECKPOINT}
+    assert files(akl) == expected
+
+
+def test_the_record_says_what_ran_by_which_code_and_how_it_ended(akl: Path) -> None:
+    record = read_json(akl / "run.json")
+    assert record["command"] == "train"
+    assert record["status"] == "done"
+    assert record["overrides"][:2] == ["loss=akl", "loss.mu=0.5"]
+    assert "mu=0.5" in " ".join(record["argv"])
+    assert record["versions"]["torch"].startswith("2.")
+    assert record["data"]["rows"] == 64
+    assert record["data"]["scored_tokens"] > 64
+    assert len(record["teacher"]["sha256"]) == len(record["student_start"]["sha256"]) == 64
+    assert record["shared_vocabulary"] > 257
+    assert "mu: 0.5" in (akl / "config.yaml").read_text()
+
+
+def test_the_metrics_hold_the_losss_parts_and_the_diagnostics(akl: Path) -> None:
+    lines = read_lines(akl / "metrics.jsonl")
+    train = [line for line in lines if "train/loss" in line]
+    valid = [line for line in lines if "valid/nll" in line]
+    assert [line["step"] for line in train] == [2, 4, 6]
+    assert [line["step"] for line in valid] == [0, 3, 6]
+    wanted = "loss cross_entropy divergence fkl rkl jsd tvd head_gap tail_gap akl_weight top1_agreement grad_norm lr tokens_per_s peak_memory_gib"
+    assert {f"train/{name}" for name in wanted.split()} <= train[0].keys()
+    assert {f"valid/{name}" for name in ("nll", "teacher_nll", "fkl", "rkl", "head_gap")} <= valid[0].keys()
+    mean = 0.5 * train[0]["train/cross_entropy"] + 0.5 * train[0]["train/divergence"]
+    assert train[0]["train/loss"] == pytest.approx(mean, rel=1e-5)
+    assert len({line["valid/teacher_nll"] for line in valid}) == 1, "the teacher does not change"
+
+
+def test_the_summary_is_the_end_of_the_metrics_and_the_evaluation(akl: Path) -> None:
+    summary, lines = read_json(akl / "summary.json"), read_lines(akl / "metrics.jsonl")
+    assert summary["valid/fkl"] == lines[-1]["valid/fkl"]
+    assert summary["steps"] == 6
+    evaluation = read_json(akl / "eval" / "quick" / "summary.json")
+    assert {f"eval/{name}": value for name, value in evaluation.items()}.items() <= summary.items()
+    examples = read_lines(akl / "eval" / "quick" / "examples.jsonl")
+    assert len(examples) == 6
+    assert {"instruction", "references", "nll", "fkl", "greedy", "seed10"} <= examples[0].keys()
+    mean = sum(example["greedy"]["rouge_l"] for example in examples) / 6
+    assert evaluation["greedy/rouge_l"] == pytest.approx(mean)
+
+
+def test_the_saved_student_loads_as_any_hugging_face_model(akl: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(akl / "student")
+    tokenizer = AutoTokenizer.from_pretrained(akl / "student")
+    assert model.config.n_layer == 1
+    assert tokenizer("text")["input_ids"]
+
+
+def test_the_same_command_twice_gives_the_same_student_bit_for_bit(akl: Path, kdrun: Kdrun) -> None:
+    kdrun(
+        "train", "loss=akl", "mu=0.5", *SMALL, "train.max_steps=6", "evaluate=false", "hydra.run.dir=outputs/again"
+    )
+    assert weights(akl.parent / "again") == weights(akl)
+
+
+def test_a_run_stopped_half_way_and_resumed_ends_like_the_uninterrupted_one(akl: Path, kdrun: Kdrun, workspace: Path) -> None:
+    """Killed after its checkpoint at step 3; the resumed run has the same weights and the same metrics."""
+    words = ["train", "loss=akl", "mu=0.5", *SMALL, "train.max_steps=6", "train.log_every=2", "train.valid_every=3",
+             "train.save_every=3", "name=akl", "hydra.run.dir=outputs/killed"]  # fmt: skip
+    code = (
+        "import os, sys\nfrom kdrun.training import loop\nstep = loop.Loop.step\n"
+        "def dying(self, number, **k):\n    if number == 4: os.kill(os.getpid(), 9)\n    return step(self, number, **k)\n"
+        "loop.Loop.step = dying\nsys.argv[0] = 'kdrun'\nfrom kdrun.cli import main\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=workspace, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    folder = workspace / "outputs" / "killed"
+    assert read_json(folder / "run.json")["status"] == "running"
+    kdrun("train", "resume=outputs/killed")
+    record = read_json(folder / "run.json")
+    assert record["status"] == "done"
+    assert record["resumed_from_step"] == 3
+    assert len(record["attempts"]) == 1
+    assert weights(folder) == weights(akl)
+
+    def facts(run: Path) -> list[dict]:
+        timed = ("time_s", "tokens_per_s", "step_s", "peak_memory_gib")
+        return [{k: v for k, v in line.items() if not k.endswith(timed)} for line in read_lines(run / "metrics.jsonl")]
+
+    ours, whole = facts(folder), facts(akl)
+    assert [line["step"] for line in ours] == [line["step"] for line in whole]
+    assert ours[-1] == whole[-1]
+
+
+def test_resuming_with_another_config_is_refused_naming_the_key(akl: Path, kdrun: Kdrun) -> None:
+    done = kdrun("train", "resume=outputs/akl", check=False)
+    assert done.returncode == 2
+    assert "is done" in done.stderr
+    changed = akl.parent / "changed"
+    changed.mkdir()
+    record = read_json(akl / "run.json") | {"status": "interrupted"}
+    (changed / "run.json").write_text(json.dumps(record))
+    (changed / "config.yaml").write_text((akl / "config.yaml").read_text().replace("lr: 0.003", "lr: 0.001"))
+    done = kdrun("train", "resume=outputs/changed", check=False)
+    assert done.returncode == 2
+    assert "train.lr=0.001, now train.lr=0.003" in done.stderr
+
+
+def test_training_further_from_a_done_run_is_asked_for_by_name(akl: Path, kdrun: Kdrun, workspace: Path) -> None:
+    kdrun("train", "loss=sft", *SMALL, "train.max_steps=2", "train.save_every=2", "evaluate=false", "hydra.run.dir=outputs/more")
+    kdrun("train", "resume=outputs/more", "train.max_steps=4")
+    folder = workspace / "outputs" / "more"
+    assert read_json(folder / "summary.json")["steps"] == 4
+    assert read_json(folder / "run.json")["resumed_from_step"] == 2
+
+
+@pytest.mark.parametrize("loss", ["sft", "fkl", "rkl", "fkl_rkl", "jsd", "tvd", "skl", "srkl", "ab", "alpha", "taid", "amid", "gap"])
+def test_every_loss_trains_through_the_command(loss: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, for speed: the same words, the same code."""
+    from kdrun.cli import CONF
+    from kdrun.launch import launch
+
+    monkeypatch.chdir(workspace)
+    launch("train", [f"loss={loss}", *SMALL, "train.max_steps=2", "evaluate=false", f"hydra.run.dir=outputs/each/{loss}"], CONF)
+    summary = read_json(workspace / "outputs" / "each" / loss / "summary.json")
+    assert summary["valid/nll"] < 7
+    assert summary["valid/fkl"] >= 0
+
+
+def test_a_student_starts_from_the_student_of_a_run(akl: Path, kdrun: Kdrun, workspace: Path) -> None:
+    kdrun(
+        "train", "loss=fkl", "pair.student=outputs/akl", *SMALL, "train.max_steps=1", "train.lr=1e-12", "evaluate=false",
+        "hydra.run.dir=outputs/onward",
+    )  # fmt: skip
+    first = read_lines(workspace / "outputs" / "onward" / "metrics.jsonl")[0]
+    assert first["valid/nll"] == pytest.approx(read_json(akl / "summary.json")["valid/nll"], rel=1e-5)
+
+
+def test_two_checkpoints_of_any_architecture_are_a_pair(workspace: Path, kdrun: Kdrun) -> None:
+    """pair.teacher=PATH pair.student=PATH: LLaMA teacher and student, untied heads padded to different widths."""
+    import transformers as hf
+
+    tokenizer = hf.AutoTokenizer.from_pretrained(workspace / "outputs/teachers/tiny-unicode/teacher")
+    for role, width, rows in (("teacher", 16, 320), ("student", 8, 304)):
+        config = hf.LlamaConfig(
+            vocab_size=rows, hidden_size=width, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=96, tie_word_embeddings=False, eos_token_id=0,
+        )  # fmt: skip
+        hf.LlamaForCausalLM(config).save_pretrained(workspace / "llama" / role)
+        tokenizer.save_pretrained(workspace / "llama" / role)
+    small = [word for word in SMALL if not word.startswith("pair.")]
+    kdrun(
+        "train", "pair=gpt2", "pair.teacher=llama/teacher", "pair.student=llama/student", "data=unicode", "train=tiny",
+        "loss=jsd", *small, "train.max_steps=2", "hydra.run.dir=outputs/llama",
+    )  # fmt: skip
+    assert read_json(workspace / "outputs/llama/run.json")["shared_vocabulary"] == 304
+    assert read_json(workspace / "outputs/llama/summary.json")["eval/fkl"] > 0
+
+
+def test_a_crash_keeps_its_traceback_and_exits_with_1(kdrun: Kdrun, workspace: Path) -> None:
+    done = kdrun("train", "loss=sft", *SMALL, "train.max_steps=40", "train.lr=1e30", "train.clip_norm=null", "train.warmup_steps=0",
+                 "hydra.run.dir=outputs/crash", check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "NonFiniteLoss: step" in done.stderr
+    record = read_json(workspace / "outputs" / "crash" / "run.json")
+    assert record["status"] == "failed"
+    assert "NonFiniteLoss" in record["error"]
+
+
+def test_ctrl_c_is_recorded_as_interrupted(kdrun: Kdrun, workspace: Path) -> None:
+    words = ["train", "loss=sft", *SMALL, "train.max_steps=100000", "evaluate=false", "hydra.run.dir=outputs/ctrl-c"]
+    process = subprocess.Popen([sys.executable, "-m", "kdrun", *words], cwd=workspace, stderr=subprocess.PIPE)
+    metrics = workspace / "outputs" / "ctrl-c" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and "train/loss" in metrics.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert read_json(metrics.parent / "run.json")["status"] == "interrupted"

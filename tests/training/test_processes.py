@@ -1,0 +1,65 @@
+"""Two processes (gloo, CPU) make the step of one: the same loss, gradient norm and weights, on both ranks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, sys
+from accelerate import Accelerator
+import torch
+torch.set_num_threads(1)
+from kdrun.losses import make_loss
+from kdrun.training.loop import Loop, LoopSettings
+from kdrun.training.objective import LiveTeacher, StudentObjective
+from tests.training.conftest import END, encoded, tiny
+
+student, teacher = tiny(1), tiny(2, width=16)
+settings = LoopSettings(num_steps=3, batch_size=5, micro_batch_size=2, seed=0, clip_norm=1.0, learning_rate=lambda step: 0.1, log_every=1)
+accelerator = Accelerator(cpu=True)
+loop = Loop(StudentObjective(student, make_loss("akl"), kd_ratio=0.5), torch.optim.SGD(student.parameters(), lr=0.1),
+            encoded(16), settings, accelerator=accelerator, teacher=LiveTeacher(teacher, rows=None), pad_id=END)
+steps = [loop.step(i) for i in range(4)]  # the fourth has one row: a rank is left without any
+facts = {"rank": accelerator.process_index, "loss": [s.total for s in steps], "tokens": [s.num_tokens for s in steps],
+         "norm": [s.grad_norm for s in steps], "weights": [float(p.double().pow(3).sum()) for p in student.parameters()]}
+open(sys.argv[1] + str(accelerator.process_index), "w").write(json.dumps(facts))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run(folder: Path, world: int) -> list[dict]:
+    port, root = free_port(), Path(__file__).parents[2]
+    processes = []
+    for rank in range(world):
+        env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        if world > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+        command = [sys.executable, "-c", SCRIPT, str(folder / f"of{world}-")]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    return [json.loads((folder / f"of{world}-{rank}").read_text()) for rank in range(world)]
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_step_of_one(tmp_path: Path) -> None:
+    alone = run(tmp_path, 1)[0]
+    ranks = run(tmp_path, 2)
+    assert alone["tokens"][3] < min(alone["tokens"][:3])
+    for rank in ranks:
+        assert rank["tokens"] == alone["tokens"]
+        for key in ("loss", "norm", "weights"):
+            assert rank[key] == pytest.approx(alone[key], rel=1e-6, abs=1e-9), key
+    assert ranks[0]["weights"] == ranks[1]["weights"], "parameters are equal on both ranks"
