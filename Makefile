@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/kdrun train loss=sft name=SFT hydra.run.dir=$(DEMO)/sft
 	$(BIN)/kdrun train loss=fkl name=FKL hydra.run.dir=$(DEMO)/fkl
 	$(BIN)/kdrun train loss=akl mu=0.5 name=AKL hydra.run.dir=$(DEMO)/akl
-	$(BIN)/kdrun compare outputs/teachers/tiny-unicode $(DEMO) --plot $(DEMO)/curves.png
+	$(BIN)/kdrun compare outputs/teachers/tiny-unicode $(DEMO) --baseline SFT --baseline FKL --plot $(DEMO)/curves.png
 
 test: setup
 	$(BIN)/python -m pytest

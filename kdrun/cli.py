@@ -72,18 +72,19 @@ def evaluate(overrides: Overrides = None) -> None:
 def compare(
     directories: Annotated[list[Path], typer.Argument(help="Run directories, sweep directories, or folders of them.")],
     csv: Annotated[Path | None, typer.Option(help="Write the table to this file too, every metric in it.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help="Compare with this run, by name; may be repeated.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the validation curves into this .png or .svg.")] = None,
 ) -> None:
     """One table of runs: the settings that differ and the final metrics, read from the run directories alone."""
     from kdrun.launch import answer
 
-    answer(lambda: _compare(directories, csv, plot))
+    answer(lambda: _compare(directories, csv, plot, baseline or []))
 
 
-def _compare(directories: list[Path], csv: Path | None, plot: Path | None) -> None:
+def _compare(directories: list[Path], csv: Path | None, plot: Path | None, baselines: list[str]) -> None:
     from kdrun.commands.compare import compare as run
 
-    run(directories, csv=csv, plot=plot)
+    run(directories, csv=csv, plot=plot, baselines=baselines)
 
 
 @app.command(context_settings=HYDRA)

@@ -1,4 +1,4 @@
-"""Errors of composing and checking a config, as one line that says the key, the value, what is allowed, what to type."""
+"""Errors of composing and checking a config, in one line: the key, the value, what is allowed, what to type."""
 
 from __future__ import annotations
 

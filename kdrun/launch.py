@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra import main as hydra_main
@@ -85,7 +85,7 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if options.multirun and not options.cfg:
         from kdrun.commands.compare import compare
 
-        answer(lambda: compare([Path(OverridesParser.create().parse_override(overrides[-1]).value())]))
+        answer(lambda: compare([Path(str(OverridesParser.create().parse_override(overrides[-1]).value()))]))
     return None
 
 
@@ -179,7 +179,7 @@ def validate(command: str, composed: DictConfig, words: Sequence[str]) -> Sectio
 
 
 def defaults_of(composed: DictConfig, words: Sequence[str]) -> dict[str, Any]:
-    """The config without the values typed by the person (its groups kept), to show an allowed value beside a bad one."""
+    """The config without the typed values (but with the typed groups), to show an allowed value beside a bad one."""
     groups = [word for word in words if "." not in key_of(word) and key_of(word) in composed.hydra.runtime.choices]
     try:
         config = compose(composed.hydra.job.config_name, overrides=groups)
@@ -236,7 +236,8 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
         return f"no {group}={option}{explain.suggest(option, options)} (there are {', '.join(options)})"
     if match := re.search(r"Could not override '([^']+)'", text):
         if "No match in the defaults list" in text:
-            return f"{match[1]}: not a config group of {command}{explain.suggest(match[1], explain.known_keys(command, conf))}"
+            near = explain.suggest(match[1], explain.known_keys(command, conf))
+            return f"{match[1]}: not a config group of {command}{near}"
         choices = {group: value_of(words, group) or "" for group in explain.UNIONS}
         choices["loss"] = choices["loss"] or "akl"
         return explain.unknown_key(match[1], command, conf, choices)
@@ -313,7 +314,8 @@ def teacher_words(cell: Cell, folder: Path, conf: Path) -> list[str]:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         plain = compose("train", overrides=[word for word in groups if not word.startswith("data=jsonl")])
     for group in ("pair", "data"):
-        for key, value in OmegaConf.to_container(cell.composed[group], resolve=True).items():  # type: ignore[union-attr]
+        wanted = cast("dict[str, Any]", OmegaConf.to_container(cell.composed[group], resolve=True))
+        for key, value in wanted.items():
             if key not in ("teacher", "student") and value != OmegaConf.select(plain, f"{group}.{key}"):
                 words.append(f"{group}.{key}={quote(value)}")
     words.append(f"pair.teacher={quote(str(folder))}")
@@ -347,7 +349,7 @@ def run_job(composed: DictConfig) -> float | None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exit, so that run.json says interrupted
     hydra = HydraConfig.get()
-    command = hydra.job.name if hydra.job.name in CONFIGS else hydra.job.config_name
+    command = str(hydra.job.name if hydra.job.name in CONFIGS else hydra.job.config_name)
     words = list(hydra.overrides.task)
     config = validate(command, composed, words)
     directory = Path(hydra.runtime.output_dir)

@@ -139,13 +139,12 @@ def test_help_loads_neither_hydra_nor_torch() -> None:
     modules = modules_after(
         "from typer.testing import CliRunner\nfrom kdrun.cli import app\nCliRunner().invoke(app, ['--help'])"
     )
-    assert not modules & {"hydra", "omegaconf", "torch", "transformers", "wandb", "datasets", "pydantic.main"} - {
-        "pydantic.main"
-    }
+    assert not modules & {"hydra", "omegaconf", "torch", "transformers", "wandb", "datasets"}
 
 
 def test_a_refused_command_loads_no_torch() -> None:
-    code = "from kdrun.cli import CONF\nfrom kdrun.launch import launch\ntry:\n    launch('train', ['mu=2'], CONF)\nexcept SystemExit: pass"
+    code = "from kdrun.cli import CONF\nfrom kdrun.launch import launch\n"
+    code += "try:\n    launch('train', ['mu=2'], CONF)\nexcept SystemExit: pass"
     assert not modules_after(code) & {"torch", "transformers", "wandb", "datasets", "bert_score", "rouge_score"}
 
 
@@ -161,7 +160,7 @@ def test_help_lists_the_losses_and_the_commands() -> None:
 
 
 def test_an_unknown_command_is_refused_with_a_suggestion() -> None:
-    done = subprocess.run([sys.executable, "-m", "kdrun", "trian"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "kdrun", "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "train" in done.stderr
 
 

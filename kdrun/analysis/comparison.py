@@ -51,12 +51,24 @@ def read_row(run: RunDirectory) -> Row:
     if run.record.get("command") == "evaluate":
         metrics = {f"eval/{name}": value for name, value in metrics.items()}
         config = {k: v for k, v in config.items() if v is not None}
-    for folder in sorted(run.path.glob("eval/*"), key=lambda path: path.stat().st_mtime):
-        if (folder / "summary.json").exists() and not _of_another_model(folder):
-            newest = read_json(folder / "summary.json", key=str(folder))
-            metrics |= {f"eval/{name}": value for name, value in newest.items() if isinstance(value, int | float)}
+    for folder in evaluations(run.path):
+        newest = read_json(folder / "summary.json", key=str(folder))
+        metrics |= {f"eval/{name}": value for name, value in newest.items() if isinstance(value, int | float)}
     label = str(run.record.get("name") or run.path.name)
     return Row(run.path, label, str(run.record.get("status")), flatten(config), metrics)
+
+
+def evaluations(run: Path) -> list[Path]:
+    """The finished evaluations of a run's own model, oldest first; an evaluate run is its own."""
+    if (run / "examples.jsonl").exists():
+        return [run]
+    found = [folder for folder in run.glob("eval/*") if (folder / "summary.json").exists()]
+    return sorted((f for f in found if not _of_another_model(f)), key=lambda path: path.stat().st_mtime)
+
+
+def newest_evaluation(run: Path) -> Path | None:
+    """The last of them."""
+    return next(reversed(evaluations(run)), None)
 
 
 def _of_another_model(folder: Path) -> bool:
@@ -77,10 +89,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_settings(rows: Sequence[Row]) -> list[str]:
-    """The keys, in the config's order, whose values are not the same in all rows."""
+    """The keys, in the config's order, whose values differ among the rows that have them."""
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
     keys = [key for key in keys if not key.startswith(NOT_SETTINGS)]
-    values = {key: {repr(row.settings.get(key)) for row in rows} for key in keys}
+    students = [row for row in rows if row.settings.get("role") != "teacher"]
+    rows = students or rows  # a teacher is trained in its own way; that is not what the students differ in
+    values = {key: {repr(row.settings[key]) for row in rows if key in row.settings} for key in keys}
     return [key for key in keys if len(values[key]) > 1]
 
 

@@ -107,7 +107,7 @@ def load_teacher(
 def _scratch_start(
     pair: ScratchPair, data: Data, splits: Splits, *, role: str, seed: int, start: str | None
 ) -> tuple[Any, Any]:
-    """Tokenizer and starting model of a scratch pair: the teacher makes the tokenizer, the student takes the teacher's."""
+    """Tokenizer and start of a scratch pair's model: the teacher makes the tokenizer, the student takes it over."""
     if start is not None:
         return load_tokenizer(start, key="resume"), load_model(start, key="resume")
     if role == "student":

@@ -8,11 +8,15 @@ from typing import Any
 
 from kdrun.analysis.comparison import read_rows, table, write_csv
 from kdrun.analysis.curves import draw_curves
+from kdrun.analysis.verdicts import find_baseline, verdicts
 from kdrun.errors import UserError
 
 
-def compare(folders: Sequence[Path], *, csv: Path | None = None, plot: Path | None = None) -> None:
+def compare(
+    folders: Sequence[Path], *, csv: Path | None = None, plot: Path | None = None, baselines: Sequence[str] = ()
+) -> None:
     """Print the table of all runs at or below the folders; write it to `csv` too, and their curves to `plot`.
+    For each baseline, a second table: the other students against it, example by example.
 
     Raises:
         UserError: when a folder is missing or holds no run, or the CSV file exists already.
@@ -27,8 +31,15 @@ def compare(folders: Sequence[Path], *, csv: Path | None = None, plot: Path | No
     rows = read_rows(folders)
     if not rows:
         raise UserError(f"{', '.join(map(str, folders))}: no run directory there (a folder with run.json)")
+    against = [find_baseline(rows, name) for name in baselines]
     header, cells = table(rows)
     _print(header, cells)
+    for baseline in against:
+        others = [row for row in rows if row is not baseline and row.settings.get("role") != "teacher"]
+        judged = {row.label: verdicts(row, baseline) for row in others}
+        headings = [f"{v.measure} ({v.baseline:.3g})" for v in next(iter(judged.values()), [])]
+        print(f"Against {baseline.label}: mean difference [95 % interval, paired bootstrap over examples]")
+        _print(["run", *headings], [[label, *map(str, found)] for label, found in judged.items()])
     if csv is not None:
         write_csv(csv, rows)
         print(f"written: {csv}")

@@ -128,7 +128,7 @@ def evaluate_model(
             row[name] |= {metric: values[i] for metric, values in scores[name].items()}
         lines.append(json.dumps(row, ensure_ascii=False))
     write_text(directory / "examples.jsonl", "".join(line + "\n" for line in lines))
-    protocol = {"settings": settings.model_dump(mode="json"), "data": data.model_dump(mode="json")}
+    protocol: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "data": data.model_dump(mode="json")}
     protocol |= {"fingerprint": encoded.fingerprint(), "dropped": encoded.num_dropped}
     protocol |= protocol_of_scores
     write_json(directory / "protocol.json", protocol)
@@ -166,7 +166,7 @@ def _generate(models: Models, encoded: EncodedSet, settings: Evaluation, device:
     }
     wanted = {"greedy": (0.0, 0)} if settings.greedy else {}
     wanted |= {f"seed{seed}": (settings.temperature, seed) for seed in settings.seeds}
-    prompts = [encoded.prompt(i) for i in range(len(encoded))]
+    prompts = [encoded.prompt(i).tolist() for i in range(len(encoded))]
     decodings = {}
     with progress("generate", len(prompts) * len(wanted)) as advance:
         for name, (temperature, seed) in wanted.items():

@@ -60,7 +60,7 @@ def check_scratch_teacher(config: TrainConfig, pair: ScratchPair) -> None:
             if key in have and have[key] != want[key] and group + key != "datamax_rows":
                 raise UserError(
                     f"{group}.{key}={want[key]}: the teacher at {folder} was made with {group}.{key}={have[key]}; "
-                    f"give this one a place of its own, for example pair.teacher={folder}-2, or take the same {group}.{key}"
+                    f"take the same, or give this one a place of its own, for example pair.teacher={folder}-2"
                 )
 
 

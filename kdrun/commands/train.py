@@ -87,7 +87,7 @@ class Training:
         self._note(models, rows, valid)
         tracker = self._tracker()
         try:
-            self._optimise(models, loss, rows, valid, tracker, device)
+            self._optimise(models, loss, rows=rows, valid=valid, tracker=tracker, device=device)
             self._save(models)
             self.metrics["train_s"] = round(time.monotonic() - started, 2)
             if config.evaluate:
@@ -185,7 +185,7 @@ class Training:
     # -- the optimisation ---------------------------------------------------------------------------------------------
 
     def _optimise(
-        self, models: Models, loss: Any, rows: EncodedSet, valid: EncodedSet, tracker: Tracker, device: str
+        self, models: Models, loss: Any, *, rows: EncodedSet, valid: EncodedSet, tracker: Tracker, device: str
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState

@@ -23,7 +23,7 @@ CHUNK_BYTES = 128 * 2**20  # of [C, V] float32 work tensors
 
 @dataclass
 class Agreement:
-    """`means`: per scored token, all tokens alike. `rows`: the same per row (mean over the row's tokens), in row order."""
+    """`means`: over all scored tokens alike. `rows`: the mean over each row's tokens, in row order."""
 
     means: dict[str, float]
     rows: dict[str, list[float]] = field(default_factory=dict)

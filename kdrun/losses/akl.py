@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kdrun.losses.fkl import kl
+from kdrun.losses.fkl_rkl import mix_with_gradient
 from kdrun.losses.head import HEAD_RULES, head_and_tail_gaps, head_weight
-from kdrun.losses.interface import Loss
+from kdrun.losses.interface import Loss, teacher_of
 from kdrun.losses.parameters import checked_choice, checked_flag, checked_number
 
 
@@ -30,9 +31,18 @@ class Akl(Loss):
         weight_N = self.forward_weight(log_q_NV, log_p_NV)
         return weight_N * kl(log_p_NV, log_q_NV) + (1 - weight_N) * kl(log_q_NV, log_p_NV)
 
+    def with_gradient(
+        self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        log_p_NV = teacher_of(self, log_p_NV)
+        q_NV, p_NV = log_q_NV.exp(), log_p_NV.exp()
+        return mix_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV, self._forward_weight(q_NV, p_NV))
+
     @torch.no_grad()
     def forward_weight(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         """Weight of KL(teacher || student) for each token, in [0, 1], without gradient."""
-        gaps = head_and_tail_gaps(log_p_NV.exp(), log_q_NV.exp(), mu=self.mu, head=self.head)
-        weight_N = head_weight(*gaps)
+        return self._forward_weight(log_q_NV.exp(), log_p_NV.exp())
+
+    def _forward_weight(self, q_NV: Tensor, p_NV: Tensor) -> Tensor:
+        weight_N = head_weight(*head_and_tail_gaps(p_NV, q_NV, mu=self.mu, head=self.head))
         return 1 - weight_N if self.reversed else weight_N

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from kdrun.losses.interface import Loss, drop_impossible, log_softmax
 from kdrun.losses.linear_head import LinearHead
+from kdrun.losses.row_blocks import row_blocks
 from kdrun.losses.sft import cross_entropy, cross_entropy_gradient
 
 CHUNK_BYTES = 256 * 2**20  # budget of all [C, V] work tensors together
@@ -231,59 +232,91 @@ class _ChunkedObjective(torch.autograd.Function):
 def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:
     """(sum of the loss, sum of the cross-entropy) in nats; adds the gradients of the total to those given."""
     grad_hidden_ND, grad_weight_VD, grad_bias_V = gradients
-    with_gradient = any(x is not None for x in gradients)
-    student_head = job.student_head.to(hidden_ND.dtype)
-    teacher_head = None if job.teacher is None else job.teacher[1].to(job.teacher[0].dtype)
     # float16 would flush most of q - p (1/V and less) to 0, and the loss scale comes too late, in the backward pass
     back_dtype = torch.float32 if hidden_ND.dtype is torch.float16 else hidden_ND.dtype
-    back_weight_VD = student_head.weight_VD.to(back_dtype) if grad_hidden_ND is not None else None
+    chunks = _Chunks(job, hidden_ND, back_dtype, grad_bias_V, with_gradient=any(x is not None for x in gradients))
+    back_weight_VD = chunks.student_head.weight_VD.to(back_dtype) if grad_hidden_ND is not None else None
     own_sum = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
     cross_entropy_sum = torch.full_like(own_sum, torch.nan if job.target_N is None else 0)
     for start in range(0, len(hidden_ND), job.chunk_tokens):
-        rows = slice(start, start + job.chunk_tokens)
-        own_C, cross_entropy_C, gradient_CV = _run_chunk(
-            job, student_head, teacher_head, hidden_ND, rows=rows, with_gradient=with_gradient
-        )
-        own_sum += own_C.sum()
-        if cross_entropy_C is not None:
-            cross_entropy_sum += cross_entropy_C.sum()
+        rows = slice(start, min(start + job.chunk_tokens, len(hidden_ND)))
+        own, cross_entropy_of_chunk, gradient_CV = chunks.run(rows)
+        own_sum += own
+        cross_entropy_sum += cross_entropy_of_chunk
         if gradient_CV is None:
             continue
-        if grad_bias_V is not None:
-            grad_bias_V += gradient_CV.sum(0)
-        gradient_CV = gradient_CV.to(back_dtype)
         if grad_hidden_ND is not None and back_weight_VD is not None:
             grad_hidden_ND[rows] = gradient_CV @ back_weight_VD
         if grad_weight_VD is not None:
-            grad_weight_VD += gradient_CV.T @ hidden_ND[rows].to(back_dtype)
-        del gradient_CV  # or it would stay while the next chunk makes its own
+            hidden_CD = hidden_ND[rows].to(back_dtype)
+            if grad_weight_VD.dtype == back_dtype:
+                grad_weight_VD.addmm_(gradient_CV.T, hidden_CD)
+            else:
+                grad_weight_VD += gradient_CV.T @ hidden_CD
     return own_sum, cross_entropy_sum
 
 
-def _run_chunk(
-    job: _Job,
-    student_head: LinearHead,
-    teacher_head: LinearHead | None,
-    hidden_ND: Tensor,
-    *,
-    rows: slice,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(nats_C of the loss, cross_entropy_C, gradient_CV of the total in hidden @ weight.T + bias) of those rows."""
-    mix, target_C = job.mix, None if job.target_N is None else job.target_N[rows]
-    student_CV = student_head.logits(hidden_ND[rows])
-    teacher_CV = teacher_head.logits(job.teacher[0][rows]) if job.teacher and teacher_head else None
-    if job.probe is not None and teacher_CV is not None and rows.start == 0:
-        job.probe(student_CV[: job.probe_tokens], teacher_CV[: job.probe_tokens])
-    log_q_CV = log_softmax(student_CV)
-    log_q_T_CV, log_p_T_CV = mix.log_probs(log_q_CV, student_CV, teacher_CV)
-    cross_entropy_C = None if target_C is None else cross_entropy(log_q_CV, target_C)
-    if not with_gradient:
-        return mix.loss.from_log_probs(log_q_T_CV, log_p_T_CV, target_C), cross_entropy_C, None
-    capped_CV = None if student_head.softcap is None else student_CV
-    del student_CV, teacher_CV  # two tensors less while the loss makes its own
-    nats_C, gradient_CV = mix.loss.with_gradient(log_q_T_CV, log_p_T_CV, target_C)
-    gradient_CV *= mix.loss_weight / mix.temperature  # d(logits / T) = d(logits) / T
-    if mix.cross_entropy_weight and target_C is not None:
-        gradient_CV.add_(cross_entropy_gradient(log_q_CV, target_C), alpha=mix.cross_entropy_weight)
-    return nats_C, cross_entropy_C, student_head.through_scale_and_softcap_(gradient_CV, capped_CV)
+class _Chunks:
+    """Runs chunk after chunk in the same buffers: logits of both models, the student's then overwritten by the gradient.
+
+    Fresh [C, V] tensors would be pages that the system has to map and clear, as costly as several operations on them.
+    """
+
+    def __init__(
+        self, job: _Job, hidden_ND: Tensor, back_dtype: torch.dtype, grad_bias_V: Tensor | None, *, with_gradient: bool
+    ) -> None:
+        self.job, self.hidden_ND, self.grad_bias_V, self.with_gradient = job, hidden_ND, grad_bias_V, with_gradient
+        self.student_head = job.student_head.to(hidden_ND.dtype)
+        shape = min(job.chunk_tokens, len(hidden_ND)), len(self.student_head.weight_VD)
+        self.student_CV = hidden_ND.new_empty(shape)
+        if job.teacher is not None:
+            self.teacher_hidden_NE = job.teacher[0]
+            self.teacher_head = job.teacher[1].to(self.teacher_hidden_NE.dtype)
+            self.teacher_CV = self.teacher_hidden_NE.new_empty(shape)
+        same = back_dtype == hidden_ND.dtype
+        self.gradient_CV = self.student_CV if same or not with_gradient else hidden_ND.new_empty(shape, dtype=back_dtype)
+
+    def run(self, rows: slice) -> tuple[Tensor, Tensor | float, Tensor | None]:
+        """(sum of the loss, sum of the cross-entropy, gradient_CV of the total in hidden @ weight.T + bias) of those."""
+        job, size = self.job, rows.stop - rows.start
+        student_CV = self.student_head.product(self.hidden_ND[rows], self.student_CV[:size])
+        teacher_CV = None
+        if job.teacher is not None:
+            teacher_CV = self.teacher_head.product(self.teacher_hidden_NE[rows], self.teacher_CV[:size])
+            if job.probe is not None and rows.start == 0:
+                first = slice(0, job.probe_tokens)  # copies, as logits may be finished in place
+                job.probe(
+                    self.student_head.finish_(student_CV[first].clone()),
+                    self.teacher_head.finish_(teacher_CV[first].clone()),
+                )
+        target_C = None if job.target_N is None else job.target_N[rows]
+        sums: list[tuple[Tensor, Tensor | float]] = []
+        for block in row_blocks(*student_CV.shape, student_CV.device.type):
+            teacher_BV = None if teacher_CV is None else self.teacher_head.finish_(teacher_CV[block])
+            target_B = None if target_C is None else target_C[block]
+            sums.append(self._run_block(student_CV[block], teacher_BV, target_B, self.gradient_CV[block]))
+        own, cross_entropy_of_chunk = (sum(x) for x in zip(*sums, strict=True))
+        return own, cross_entropy_of_chunk, self.gradient_CV[:size] if self.with_gradient else None
+
+    def _run_block(
+        self, product_BV: Tensor, teacher_BV: Tensor | None, target_B: Tensor | None, gradient_BV: Tensor
+    ) -> tuple[Tensor, Tensor | float]:
+        """(sum of the loss, sum of the cross-entropy) of a few rows; their gradient goes into gradient_BV."""
+        mix = self.job.mix
+        student_BV = self.student_head.finish_(product_BV)
+        log_q_BV = log_softmax(student_BV)
+        log_q_T_BV, log_p_T_BV = mix.log_probs(log_q_BV, student_BV, teacher_BV)
+        cross_entropy_sum = 0.0 if target_B is None else cross_entropy(log_q_BV, target_B).sum()
+        if not self.with_gradient:
+            return mix.loss.from_log_probs(log_q_T_BV, log_p_T_BV, target_B).sum(), cross_entropy_sum
+        nats_B, own_gradient_BV = mix.loss.with_gradient(log_q_T_BV, log_p_T_BV, target_B)
+        factor = mix.loss_weight / mix.temperature  # d(logits / T) = d(logits) / T
+        if factor != 1:
+            own_gradient_BV *= factor
+        if mix.cross_entropy_weight and target_B is not None:
+            own_gradient_BV.add_(cross_entropy_gradient(log_q_BV, target_B), alpha=mix.cross_entropy_weight)
+        own_gradient_BV = self.student_head.through_scale_and_softcap_(own_gradient_BV, student_BV)
+        if self.grad_bias_V is not None:
+            self.grad_bias_V += own_gradient_BV.sum(0)
+        gradient_BV.copy_(own_gradient_BV)
+        return nats_B.sum(), cross_entropy_sum

@@ -6,7 +6,7 @@ divergence. The gradients are the same.
 
 from torch import Tensor
 
-from kdrun.losses.interface import Loss
+from kdrun.losses.interface import Loss, dot, teacher_of
 
 
 class Fkl(Loss):
@@ -14,6 +14,20 @@ class Fkl(Loss):
 
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return kl(log_p_NV, log_q_NV)
+
+
+    def with_gradient(
+        self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return forward_kl_with_gradient(log_q_NV, teacher_of(self, log_p_NV))
+
+
+def forward_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """(KL(teacher || student) per row, its gradient in the student's logits, q sum(p) - p)."""
+    p_NV = log_p_NV.exp()
+    nats_N = dot(p_NV, log_p_NV - log_q_NV)
+    # sum(p) is below 1 where impossible entries were dropped
+    return nats_N, log_q_NV.exp().mul_(p_NV.sum(-1, keepdim=True)).sub_(p_NV)
 
 
 def kl(log_first_NV: Tensor, log_second_NV: Tensor) -> Tensor:

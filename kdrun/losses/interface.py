@@ -4,10 +4,13 @@ Shapes: N scored tokens, V vocabulary. Names: p = softmax(teacher logits), q = s
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdrun.losses.row_blocks import row_blocks
 
 # Log-probability of a dropped entry: exp(-1e4) is 0 even in float64, and -1e4 - (-1e4) is 0 where -inf - (-inf) is nan.
 DROPPED_LOG_PROB = -1e4
@@ -34,16 +37,13 @@ class Loss:
                 f"student logits {list(student_logits_NV.shape)} and teacher logits {list(teacher_logits_NV.shape)} "
                 "must have the same shape"
             )
-        dtype = torch.promote_types(student_logits_NV.dtype, teacher_logits_NV.dtype)
-        log_q_NV = log_softmax(student_logits_NV, dtype)
-        log_p_NV = log_softmax(teacher_logits_NV.detach(), dtype)
-        return self.from_log_probs(*drop_impossible(log_q_NV, log_p_NV), target_N)
+        if type(self).with_gradient is not Loss.with_gradient and torch.is_grad_enabled():
+            return _GradientInForward.apply(student_logits_NV, teacher_logits_NV, target_N, self)
+        return self.from_log_probs(*log_probs(student_logits_NV, teacher_logits_NV.detach()), target_N)
 
     def from_log_probs(self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None) -> Tensor:
         """nats_N from log-probabilities that went through `drop_impossible`; differentiable in log_q_NV."""
-        if log_p_NV is None:
-            raise ValueError(f"{type(self).__name__.lower()} compares with a teacher: log_p_NV is missing")
-        return self.divergence(log_q_NV, log_p_NV)
+        return self.divergence(log_q_NV, teacher_of(self, log_p_NV))
 
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         """nats_N of the divergence between teacher and student; 0 where they are equal."""
@@ -61,9 +61,7 @@ class Loss:
         with torch.enable_grad():
             nats_N = self.from_log_probs(leaf_NV, log_p_NV, target_N)
             (gradient_NV,) = torch.autograd.grad(nats_N.sum(), leaf_NV)
-        # backward of log-softmax: g - q sum(g)
-        total_N1 = gradient_NV.sum(-1, keepdim=True)
-        return nats_N.detach(), gradient_NV.addcmul_(log_q_NV.exp(), total_N1, value=-1)
+        return nats_N.detach(), through_log_softmax_(gradient_NV, log_q_NV.exp())
 
     def observe(self, mean_nats: float, progress: float) -> dict[str, float]:
         """Values to log, after moving the loss's own schedule. Called once per optimiser step, in training only.
@@ -86,6 +84,38 @@ class Loss:
             )
 
 
+class _GradientInForward(torch.autograd.Function):
+    """nats_N, the gradient made in closed form beside it, a few rows at a time; differentiable once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_logits_NV: Tensor, teacher_logits_NV: Tensor, target_N: Tensor | None, loss: Loss
+    ) -> Tensor:
+        dtype = torch.promote_types(student_logits_NV.dtype, teacher_logits_NV.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        gradient_NV = torch.empty_like(student_logits_NV, dtype=dtype)
+        nats_N = gradient_NV.new_empty(len(gradient_NV))
+        for rows in row_blocks(*student_logits_NV.shape, student_logits_NV.device.type):
+            log_q_BV, log_p_BV = log_probs(student_logits_NV[rows], teacher_logits_NV[rows])
+            target_B = None if target_N is None else target_N[rows]
+            nats_N[rows], gradient_NV[rows] = loss.with_gradient(log_q_BV, log_p_BV, target_B)
+        ctx.save_for_backward(gradient_NV)
+        ctx.dtype = student_logits_NV.dtype
+        return nats_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nats_N: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_NV,) = ctx.saved_tensors
+        return (gradient_NV * grad_nats_N[:, None]).to(ctx.dtype), None, None, None
+
+
+def log_probs(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """(log_q_NV, log_p_NV) in one dtype, through `drop_impossible`."""
+    dtype = torch.promote_types(student_logits_NV.dtype, teacher_logits_NV.dtype)
+    return drop_impossible(log_softmax(student_logits_NV, dtype), log_softmax(teacher_logits_NV, dtype))
+
+
 def log_softmax(logits_NV: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Log-probabilities in float32 at least, whatever the models' dtype."""
     return torch.log_softmax(logits_NV, dim=-1, dtype=torch.promote_types(dtype or logits_NV.dtype, torch.float32))
@@ -102,3 +132,20 @@ def drop_impossible(log_q_NV: Tensor, log_p_NV: Tensor) -> tuple[Tensor, Tensor]
         return log_q_NV, log_p_NV
     dropped_NV = (log_q_NV.detach() <= DROPPED_LOG_PROB) | (log_p_NV <= DROPPED_LOG_PROB)
     return log_q_NV.masked_fill(dropped_NV, DROPPED_LOG_PROB), log_p_NV.masked_fill(dropped_NV, DROPPED_LOG_PROB)
+
+
+def teacher_of(loss: Loss, log_p_NV: Tensor | None) -> Tensor:
+    """The teacher's log-probabilities, which a loss that compares with a teacher must have."""
+    if log_p_NV is None:
+        raise ValueError(f"{type(loss).__name__.lower()} compares with a teacher: log_p_NV is missing")
+    return log_p_NV
+
+
+def dot(left_NV: Tensor, right_NV: Tensor) -> Tensor:
+    """Sum of the products, row by row: 0.18 ns an entry, einsum and bmm take 1.2 (one core, rows of 50257)."""
+    return (left_NV * right_NV).sum(-1)
+
+
+def through_log_softmax_(gradient_NV: Tensor, q_NV: Tensor) -> Tensor:
+    """The gradient in the logits from that in their log-softmax, written over it: g - q sum(g)."""
+    return gradient_NV.addcmul_(q_NV, gradient_NV.sum(-1, keepdim=True), value=-1)

@@ -24,14 +24,19 @@ class LinearHead:
         bias_V = None if self.bias_V is None else self.bias_V.to(dtype)
         return replace(self, weight_VD=self.weight_VD.to(dtype), bias_V=bias_V)
 
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """logits_CV in float32 at least; the product itself runs in the dtype of hidden and weight."""
-        logits_CV = F.linear(hidden_CD, self.weight_VD, self.bias_V)
-        logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    def product(self, hidden_CD: Tensor, out_CV: Tensor) -> Tensor:
+        """hidden @ weight.T + bias, written into out, in the dtype of all of them."""
+        if self.bias_V is None:
+            return torch.mm(hidden_CD, self.weight_VD.T, out=out_CV)
+        return torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=out_CV)
+
+    def finish_(self, product_CV: Tensor) -> Tensor:
+        """logits_CV in float32 at least, from the product: written over it if it has that dtype, else a copy."""
+        logits_CV = product_CV.to(torch.promote_types(product_CV.dtype, torch.float32))
         if self.scale != 1:
-            logits_CV = logits_CV * self.scale
+            logits_CV *= self.scale
         if self.softcap is not None:
-            logits_CV = torch.tanh(logits_CV / self.softcap) * self.softcap
+            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits_CV
 
     def through_scale_and_softcap_(self, gradient_CV: Tensor, logits_CV: Tensor | None) -> Tensor:

@@ -6,9 +6,9 @@ gradient).
 
 from torch import Tensor
 
-from kdrun.losses.interface import Loss
+from kdrun.losses.interface import Loss, dot, teacher_of, through_log_softmax_
 from kdrun.losses.parameters import checked_number
-from kdrun.losses.skl import skewed_kl
+from kdrun.losses.skl import log_first_over_mixture, skewed_kl
 
 
 class Srkl(Loss):
@@ -19,3 +19,13 @@ class Srkl(Loss):
 
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return skewed_kl(log_q_NV, log_p_NV, self.alpha)
+
+    def with_gradient(
+        self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """With m the mixture: d/d log q of the value is q (log(q/m) + 1 - alpha q / m)."""
+        q_NV = log_q_NV.exp()
+        log_q_over_m_NV = log_first_over_mixture(log_q_NV, teacher_of(self, log_p_NV), self.alpha)
+        nats_N = dot(q_NV, log_q_over_m_NV)
+        slope_NV = log_q_over_m_NV.exp().mul_(-self.alpha).add_(1).add_(log_q_over_m_NV).mul_(q_NV)
+        return nats_N, through_log_softmax_(slope_NV, q_NV)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kdrun.losses.fkl import kl
-from kdrun.losses.interface import Loss
+from kdrun.losses.fkl import forward_kl_with_gradient, kl
+from kdrun.losses.interface import Loss, teacher_of
 from kdrun.losses.parameters import checked_number
 
 
@@ -31,9 +31,16 @@ class Taid(Loss):
         self.previous_nats: float | None = None
 
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
-        # Log-probabilities serve as logits: p_t does not see the constants by which they differ.
-        log_target_NV = torch.log_softmax(torch.lerp(log_q_NV.detach(), log_p_NV, self.t), dim=-1)
-        return kl(log_target_NV, log_q_NV)
+        return kl(self._log_target(log_q_NV, log_p_NV), log_q_NV)
+
+    def with_gradient(
+        self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return forward_kl_with_gradient(log_q_NV, self._log_target(log_q_NV, teacher_of(self, log_p_NV)))
+
+    def _log_target(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
+        # log-probabilities serve as logits: p_t does not see the constants by which they differ
+        return torch.log_softmax(torch.lerp(log_q_NV.detach(), log_p_NV, self.t), dim=-1)
 
     def observe(self, mean_nats: float, progress: float) -> dict[str, float]:
         """{t, momentum} after this step. The first loss only initialises."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kdrun.losses.interface import Loss
+from kdrun.losses.interface import Loss, teacher_of, through_log_softmax_
 
 
 class Tvd(Loss):
@@ -10,3 +10,11 @@ class Tvd(Loss):
 
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return 0.5 * (log_p_NV.exp() - log_q_NV.exp()).abs().sum(-1)
+
+    def with_gradient(
+        self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        q_NV = log_q_NV.exp()
+        gap_NV = q_NV - teacher_of(self, log_p_NV).exp()
+        nats_N = 0.5 * gap_NV.abs().sum(-1)
+        return nats_N, through_log_softmax_(gap_NV.sign_().mul_(q_NV).mul_(0.5), q_NV)

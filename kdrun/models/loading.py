@@ -57,11 +57,12 @@ def load_model(reference: str, *, key: str, dtype: str = "fp32", trust_remote_co
 
     place = locate(reference, key=key)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=getattr(torch, DTYPES[dtype]), trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except Exception as error:  # transformers, hub, safetensors and torch each raise their own
         raise UserError(f"{key}={reference}: cannot be loaded ({_first_line(error)})") from error
+    model, report = loaded
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise UserError(f"{key}={reference}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")

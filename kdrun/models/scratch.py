@@ -55,7 +55,8 @@ def make_model(*, vocab_size: int, context: int, layers: int, width: int, heads:
     config = GPT2Config(
         vocab_size=vocab_size, n_positions=context, n_layer=layers, n_embd=width, n_head=heads,
         # The same function as GPT-2's gelu_new in one fused kernel: a fifth of the tiny teacher's step.
-        activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end_id, eos_token_id=end_id, pad_token_id=end_id,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end_id, eos_token_id=end_id, pad_token_id=end_id,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

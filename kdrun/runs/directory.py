@@ -1,4 +1,4 @@
-"""A run directory: run.json (what ran, how it ended), config.yaml, metrics.jsonl, summary.json, and folders beside them.
+"""A run directory: run.json (what ran, how it ended), config.yaml, metrics.jsonl, summary.json, folders beside them.
 
 The record is written at the start and at every change of state, aside and renamed, so that a reader never sees half a
 file and a killed run still says what it was.
@@ -98,7 +98,7 @@ class RunDirectory:
         overrides: Sequence[str],
         extra: dict[str, Any] | None = None,
     ) -> RunDirectory:
-        """Write config.yaml and run.json (state running); an earlier record in the folder is kept as a previous attempt."""
+        """Write config.yaml and run.json (state running); an earlier record there is kept among its attempts."""
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         attempts = []
@@ -132,7 +132,7 @@ class RunDirectory:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record how the body ends: done, interrupted (Ctrl-C, SIGTERM) or failed with the error; nothing is swallowed."""
+        """Record how the body ends: done, interrupted (Ctrl-C, SIGTERM) or failed; nothing is swallowed."""
         start = time.monotonic()
         try:
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _start(mode: str, kwargs: dict[str, Any]) -> Any:
         if mode == "auto":
             # Never prompts; inside the try because it verifies the key over the network.
             mode = "online" if wandb.login(prompt=False) else "offline"
-        return wandb.init(mode=mode, settings=settings, **kwargs)
+        return wandb.init(mode=cast("Any", mode), settings=settings, **kwargs)
     except wandb.Error as error:
         log.warning("W&B: %s; logging offline, upload later with `wandb sync`", " ".join(str(error).split()))
         return wandb.init(mode="offline", settings=settings, **kwargs)

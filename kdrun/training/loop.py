@@ -121,8 +121,8 @@ class Loop:
         grad_norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), limit))
         if not (math.isfinite(total) and math.isfinite(grad_norm)):
             raise NonFiniteLoss(
-                f"step {step + 1}: loss {total / max(num_tokens, 1)}, gradient norm {grad_norm}; the update was not made. "
-                "Lower train.lr, or look at the data and the teacher"
+                f"step {step + 1}: loss {total / max(num_tokens, 1)}, gradient norm {grad_norm}; the update was not "
+                "made. Lower train.lr, or look at the data and the teacher"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

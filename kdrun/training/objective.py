@@ -65,7 +65,7 @@ class StudentObjective(nn.Module):
         self.student = student
         self.loss = loss
         self.rows = rows if rows is not None else head_of(student).weight_VD.shape[0]
-        self.mix = {"kd_ratio": kd_ratio, "temperature": temperature, "temperature_squared": temperature_squared}
+        self.kd_ratio, self.temperature, self.temperature_squared = kd_ratio, temperature, temperature_squared
         self.chunk_tokens = chunk_tokens
 
     def forward(
@@ -94,6 +94,8 @@ class StudentObjective(nn.Module):
             teacher_softcap=theirs.softcap if theirs else None,
             chunk_tokens=self.chunk_tokens,
             probe=probe if theirs else None,
-            **self.mix,
+            kd_ratio=self.kd_ratio,
+            temperature=self.temperature,
+            temperature_squared=self.temperature_squared,
         )
         return sums.total, sums.cross_entropy, sums.divergence

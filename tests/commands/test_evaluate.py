@@ -15,7 +15,13 @@ def run(workspace: Path) -> Path:
     from tests.conftest import run_kdrun
 
     run_kdrun(
-        "train", "loss=fkl", *SMALL, "train.max_steps=2", "evaluate=false", "hydra.run.dir=outputs/evaluated", cwd=workspace
+        "train",
+        "loss=fkl",
+        *SMALL,
+        "train.max_steps=2",
+        "evaluate=false",
+        "hydra.run.dir=outputs/evaluated",
+        cwd=workspace,
     )
     return workspace / "outputs" / "evaluated"
 
@@ -49,7 +55,8 @@ def test_any_model_folder_is_evaluated_on_ones_own_lines_with_several_references
     path = workspace / "own.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     kdrun(
-        "evaluate", f"student={run}/student", "teacher=outputs/teachers/tiny-unicode", "data=jsonl", f"data.path={path}",
+        "evaluate", f"student={run}/student", "teacher=outputs/teachers/tiny-unicode",
+        "data=jsonl", f"data.path={path}",
         f"data.valid_path={path}", f"data.test_path={path}", "data.template=plain", "data.max_tokens=64",
         "data.max_prompt_tokens=32", *QUICK, "hydra.run.dir=outputs/own",
     )  # fmt: skip

@@ -22,7 +22,9 @@ def test_every_cell_is_a_run_of_its_own_with_its_mu(swept: tuple[Path, str]) -> 
     folder, _ = swept
     records = [read_json(folder / str(cell) / "run.json") for cell in range(3)]
     assert [record["status"] for record in records] == ["done"] * 3
-    assert [f"loss.mu={mu}" in record["overrides"] for mu, record in zip((0.3, 0.5, 0.7), records, strict=True)] == [True] * 3
+    assert [f"loss.mu={mu}" in record["overrides"] for mu, record in zip((0.3, 0.5, 0.7), records, strict=True)] == [
+        True
+    ] * 3
     assert {record["group"] for record in records} == {"mu"}
     starts = {record["student_start"]["sha256"] for record in records}
     assert len(starts) == 1, "one experiment: the same start"
@@ -56,7 +58,14 @@ def test_a_cell_that_fails_does_not_stop_the_others(kdrun: Kdrun, workspace: Pat
 @pytest.mark.slow
 def test_the_joblib_launcher_runs_cells_in_parallel(kdrun: Kdrun, workspace: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    kdrun("sweep", "loss=fkl,rkl", *CELL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=outputs/sweep/jobs")
+    kdrun(
+        "sweep",
+        "loss=fkl,rkl",
+        *CELL,
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "hydra.sweep.dir=outputs/sweep/jobs",
+    )
     folder = workspace / "outputs" / "sweep" / "jobs"
     assert [read_json(folder / str(i) / "run.json")["status"] for i in range(2)] == ["done", "done"]
 

@@ -11,8 +11,12 @@ IDS = torch.arange(3, 15).reshape(2, 6)
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
 MODELS = {
     "gpt2, tied": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)),
-    "llama, untied": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=False)),
-    "qwen2, tied": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**SMALL, num_key_value_heads=2, tie_word_embeddings=True)),
+    "llama, untied": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=False)
+    ),
+    "qwen2, tied": lambda: hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(**SMALL, num_key_value_heads=2, tie_word_embeddings=True)
+    ),
     "gemma2, soft-cap": lambda: hf.Gemma2ForCausalLM(
         hf.Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, final_logit_softcapping=3.0)
     ),

@@ -39,7 +39,8 @@ def test_a_run_says_what_runs_while_it_runs_and_done_at_its_end(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("broke"), "failed"), (KeyboardInterrupt(), "interrupted"), (SystemExit(143), "interrupted")]
+    ("error", "status"),
+    [(ValueError("broke"), "failed"), (KeyboardInterrupt(), "interrupted"), (SystemExit(143), "interrupted")],
 )
 def test_a_run_that_breaks_says_why_and_the_error_goes_on(error: BaseException, status: str, tmp_path: Path) -> None:
     run = start(tmp_path / "a")

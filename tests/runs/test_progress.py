@@ -6,7 +6,9 @@ from kdrun.runs import progress as module
 from kdrun.runs.progress import progress
 
 
-def test_a_line_every_ten_seconds_with_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_every_ten_seconds_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = 0.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
     with progress("train", 100) as task:

@@ -7,7 +7,15 @@ import pytest
 
 from kdrun.runs.tracker import Tracker
 
-ABOUT = {"project": "kdrun", "entity": None, "name": "n", "group": "g", "job_type": "train", "tags": ["akl"], "config": {"mu": 0.5}}
+ABOUT = {
+    "project": "kdrun",
+    "entity": None,
+    "name": "n",
+    "group": "g",
+    "job_type": "train",
+    "tags": ["akl"],
+    "config": {"mu": 0.5},
+}
 
 
 @pytest.fixture
@@ -28,7 +36,9 @@ def test_without_a_key_auto_is_offline_and_asks_nothing(no_account: Path) -> Non
     assert files[0].stat().st_size > 0
 
 
-def test_a_dead_server_costs_a_warning_and_the_run_goes_on_offline(no_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_server_costs_a_warning_and_the_run_goes_on_offline(
+    no_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")

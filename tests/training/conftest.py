@@ -13,7 +13,9 @@ VOCABULARY, END = 40, 0
 
 def tiny(seed: int, *, width: int = 8) -> Any:
     """Float64, and with embeddings 20 times the usual size, so that its distributions are not all near uniform."""
-    model = make_model(vocab_size=VOCABULARY, context=32, layers=1, width=width, heads=2, end_id=END, seed=seed).double()
+    model = make_model(
+        vocab_size=VOCABULARY, context=32, layers=1, width=width, heads=2, end_id=END, seed=seed
+    ).double()
     model.transformer.wte.weight.data *= 20
     return model
 

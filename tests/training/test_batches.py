@@ -28,7 +28,9 @@ def test_the_order_is_a_function_of_seed_and_step() -> None:
     ("rows", "batch", "epochs", "max_steps", "steps"),
     [(100, 32, 1, None, 4), (96, 32, 2, None, 6), (100, 32, 0.5, None, 2), (100, 32, 20, 7, 7), (5, 32, 1, None, 1)],
 )
-def test_a_run_has_as_many_steps_as_its_epochs_need(rows: int, batch: int, epochs: float, max_steps: int, steps: int) -> None:
+def test_a_run_has_as_many_steps_as_its_epochs_need(
+    rows: int, batch: int, epochs: float, max_steps: int, steps: int
+) -> None:
     assert total_steps(rows, batch, epochs=epochs, max_steps=max_steps) == steps
 
 

@@ -67,7 +67,7 @@ def test_a_teacher_shifted_by_one_token_raises_the_loss(name: str, student: Any,
 
 
 def test_every_response_token_and_eos_is_learned_from_and_no_prompt_token(student: Any, rows: EncodedSet) -> None:
-    """Gradient of the objective with respect to the logits' hidden states: at P-1 .. L-2 of each row and nowhere else."""
+    """Gradient of the objective with respect to hidden states: at P-1 .. L-2 of each row and nowhere else."""
     batch = [rows.row(i) for i in range(6)]
     ids, labels = collate(batch, END)
     seen: dict[str, torch.Tensor] = {}
@@ -87,7 +87,9 @@ def test_every_response_token_and_eos_is_learned_from_and_no_prompt_token(studen
 
 
 @pytest.mark.parametrize("name", ["sft", "fkl", "akl", "taid"])
-def test_the_gradient_of_a_step_does_not_depend_on_its_micro_batches(name: str, student: Any, teacher: Any, rows: EncodedSet) -> None:
+def test_the_gradient_of_a_step_does_not_depend_on_its_micro_batches(
+    name: str, student: Any, teacher: Any, rows: EncodedSet
+) -> None:
     given = None if name == "sft" else teacher
     updates = [
         update_of(lambda s, m=micro: make_loop(s, make_loss(name), rows, teacher=given, micro=m), student)
@@ -132,7 +134,9 @@ def test_a_non_finite_loss_stops_before_the_update(where: str, student: Any, tea
         torch.testing.assert_close(old, new, equal_nan=True)
 
 
-def test_taids_t_moves_once_an_optimiser_step_whatever_the_micro_batches(student: Any, teacher: Any, rows: EncodedSet) -> None:
+def test_taids_t_moves_once_an_optimiser_step_whatever_the_micro_batches(
+    student: Any, teacher: Any, rows: EncodedSet
+) -> None:
     states = []
     for micro in (8, 1):
         loss = make_loss("taid", alpha=0.5)

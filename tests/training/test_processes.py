@@ -20,13 +20,15 @@ from kdrun.training.objective import LiveTeacher, StudentObjective
 from tests.training.conftest import END, encoded, tiny
 
 student, teacher = tiny(1), tiny(2, width=16)
-settings = LoopSettings(num_steps=3, batch_size=5, micro_batch_size=2, seed=0, clip_norm=1.0, learning_rate=lambda step: 0.1, log_every=1)
+settings = LoopSettings(num_steps=3, batch_size=5, micro_batch_size=2, seed=0, clip_norm=1.0,
+                        learning_rate=lambda step: 0.1, log_every=1)
 accelerator = Accelerator(cpu=True)
 loop = Loop(StudentObjective(student, make_loss("akl"), kd_ratio=0.5), torch.optim.SGD(student.parameters(), lr=0.1),
             encoded(16), settings, accelerator=accelerator, teacher=LiveTeacher(teacher, rows=None), pad_id=END)
 steps = [loop.step(i) for i in range(4)]  # the fourth has one row: a rank is left without any
 facts = {"rank": accelerator.process_index, "loss": [s.total for s in steps], "tokens": [s.num_tokens for s in steps],
-         "norm": [s.grad_norm for s in steps], "weights": [float(p.double().pow(3).sum()) for p in student.parameters()]}
+         "norm": [s.grad_norm for s in steps],
+         "weights": [float(p.double().pow(3).sum()) for p in student.parameters()]}
 open(sys.argv[1] + str(accelerator.process_index), "w").write(json.dumps(facts))
 """
 
