@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,18 @@ from kdrun.runs.directory import RunDirectory, find_runs, read_json
 
 # Facts of the machine, the place or the mirror, not of the experiment.
 NOT_SETTINGS = ("track.", "resume", "evaluate", "name", "eval.")
-# Final metrics in the order of the table, with their headings; an evaluation's own keys come as eval/KEY.
-COLUMNS = {
-    "eval/nll": "NLL",
-    "eval/fkl": "FKL",
-    "eval/rkl": "RKL",
-    "eval/top1_agreement": "top-1",
-    "eval/greedy/rouge_l": "ROUGE-L greedy",
-    "eval/sample/rouge_l": "ROUGE-L sampled",
-    "eval/greedy/bertscore_f1": "BERTScore greedy",
-    "eval/sample/bertscore_f1": "BERTScore sampled",
-    "train_s": "train s",
-    "train/peak_memory_gib": "peak GiB",
+# Final metrics in the order of the table: of each evaluation, then of the run.
+EVALUATED = {
+    "nll": "NLL",
+    "fkl": "FKL",
+    "rkl": "RKL",
+    "top1_agreement": "top-1",
+    "greedy/rouge_l": "ROUGE-L greedy",
+    "sample/rouge_l": "ROUGE-L sampled",
+    "greedy/bertscore_f1": "BERTScore greedy",
+    "sample/bertscore_f1": "BERTScore sampled",
 }
+COSTS = {"train_s": "train s", "train/peak_memory_gib": "peak GiB"}
 
 
 @dataclass(frozen=True)
@@ -47,28 +47,33 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
 def read_row(run: RunDirectory) -> Row:
     """The row of one run directory (of kdrun train or kdrun evaluate)."""
     config = run.config()
-    metrics = {name: value for name, value in run.summary().items() if isinstance(value, int | float)}
     if run.record.get("command") == "evaluate":
-        metrics = {f"eval/{name}": value for name, value in metrics.items()}
         config = {k: v for k, v in config.items() if v is not None}
-    for folder in evaluations(run.path):
-        newest = read_json(folder / "summary.json", key=str(folder))
-        metrics |= {f"eval/{name}": value for name, value in newest.items() if isinstance(value, int | float)}
+        metrics: dict[str, float] = {}
+    else:  # what an evaluation found is read from its own folder
+        metrics = {name: value for name, value in _numbers(run.path).items() if not name.startswith("eval/")}
+    for name, folder in evaluations(run).items():
+        metrics |= {f"{name}/{metric}": value for metric, value in _numbers(folder).items()}
     label = str(run.record.get("name") or run.path.name)
     return Row(run.path, label, str(run.record.get("status")), flatten(config), metrics)
 
 
-def evaluations(run: Path) -> list[Path]:
-    """The finished evaluations of a run's own model, oldest first; an evaluate run is its own."""
-    if (run / "examples.jsonl").exists():
-        return [run]
-    found = [folder for folder in run.glob("eval/*") if (folder / "summary.json").exists()]
-    return sorted((f for f in found if not _of_another_model(f)), key=lambda path: path.stat().st_mtime)
+def evaluations(run: RunDirectory) -> dict[str, Path]:
+    """The finished evaluations of a run's own model: name -> the newest folder of that name, the oldest name first.
+
+    An evaluate run is its own only evaluation.
+    """
+    if run.record.get("command") == "evaluate":
+        return {str(run.record.get("name")): run.path} if (run.path / "summary.json").exists() else {}
+    found = [folder for folder in run.path.glob("eval/*") if (folder / "summary.json").exists()]
+    ordered = sorted((f for f in found if not _of_another_model(f)), key=lambda path: path.stat().st_mtime)
+    return {re.sub(r"-\d+$", "", folder.name): folder for folder in ordered}
 
 
-def newest_evaluation(run: Path) -> Path | None:
-    """The last of them."""
-    return next(reversed(evaluations(run)), None)
+def _numbers(folder: Path) -> dict[str, float]:
+    path = folder / "summary.json"
+    content = read_json(path, key=str(path)) if path.exists() else {}
+    return {name: value for name, value in content.items() if isinstance(value, int | float)}
 
 
 def _of_another_model(folder: Path) -> bool:
@@ -101,11 +106,11 @@ def differing_settings(rows: Sequence[Row]) -> list[str]:
 def table(rows: Sequence[Row], *, every_metric: bool = False) -> tuple[list[str], list[list[Any]]]:
     """Header and cells: run, status if one is not done, the settings that differ, the metrics that any row has."""
     settings = differing_settings(rows)
-    names = list(COLUMNS) if not every_metric else sorted({name for row in rows for name in row.metrics})
-    names = [name for name in names if any(name in row.metrics for row in rows)]
     with_status = any(row.status != "done" for row in rows)
-    header = ["run", *(["status"] if with_status else []), *settings]
-    header += names if every_metric else [COLUMNS[name] for name in names]
+    present = {name for row in rows for name in row.metrics}
+    headings = dict.fromkeys(sorted(present)) if every_metric else _headings(present)
+    names = [name for name in headings if name in present]
+    header = ["run", *(["status"] if with_status else []), *settings, *(headings[name] or name for name in names)]
     cells = [
         [
             row.label,
@@ -116,6 +121,17 @@ def table(rows: Sequence[Row], *, every_metric: bool = False) -> tuple[list[str]
         for row in rows
     ]
     return header, cells
+
+
+def _headings(present: set[str]) -> dict[str, str | None]:
+    """The main metrics of every evaluation, with the evaluation's name in the heading when there are several."""
+    names = list(dict.fromkeys(name.removesuffix("/nll") for name in sorted(present) if name.endswith("/nll")))
+    names = [name for name in names if name != "valid"]
+    headings: dict[str, str | None] = {}
+    for name in names:
+        before = f"{name} " if len(names) > 1 else ""
+        headings |= {f"{name}/{metric}": before + heading for metric, heading in EVALUATED.items()}
+    return headings | COSTS
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

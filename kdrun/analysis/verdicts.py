@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdrun.analysis.comparison import Row, newest_evaluation
+from kdrun.analysis.comparison import Row, evaluations
 from kdrun.errors import UserError
-from kdrun.runs.directory import read_json
+from kdrun.runs.directory import RunDirectory, read_json
 
 # What is compared, its heading, and whether more is better.
 MEASURES = {
@@ -39,14 +39,16 @@ class Verdict:
 
 
 def verdicts(row: Row, baseline: Row) -> list[Verdict]:
-    """One verdict a measure that both runs have.
+    """One verdict a measure that both runs have, in the first evaluation that both have.
 
     Raises:
         UserError: when the two were evaluated on different examples.
     """
-    ours, theirs = newest_evaluation(row.folder), newest_evaluation(baseline.folder)
-    if ours is None or theirs is None:
+    mine, others = (evaluations(RunDirectory.open(r.folder, key=str(r.folder))) for r in (row, baseline))
+    name = next((name for name in mine if name in others), None)
+    if name is None:
         return []
+    ours, theirs = mine[name], others[name]
     prints = [read_json(folder / "protocol.json", key=str(folder)).get("fingerprint") for folder in (ours, theirs)]
     if prints[0] != prints[1]:
         raise UserError(f"{row.label} and {baseline.label} were evaluated on different examples; they cannot be paired")

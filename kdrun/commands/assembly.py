@@ -111,9 +111,9 @@ def _scratch_start(
     if start is not None:
         return load_tokenizer(start, key="resume"), load_model(start, key="resume")
     if role == "student":
-        tokenizer = load_tokenizer(pair.teacher, key="pair.teacher")
         if pair.student is not None:
-            return tokenizer, load_model(pair.student, key="pair.student")
+            return load_tokenizer(pair.student, key="pair.student"), load_model(pair.student, key="pair.student")
+        tokenizer = load_tokenizer(pair.teacher, key="pair.teacher")
     elif pair.tokenizer is not None:
         tokenizer = load_scratch_tokenizer(pair.tokenizer)
     else:

@@ -70,7 +70,7 @@ def resolve_subject(config: EvaluateConfig) -> Subject:
         if config.pair is None:
             assert config.student is not None
             return Subject(config.student, teacher=config.teacher, data=config.data, pair=None)
-        reference = getattr(config.pair, config.role)
+        reference = getattr(config.pair, config.role, None)
         if reference is None:
             raise UserError(f"role={config.role}: pair={config.pair.name} has none that is made already; use run=DIR")
         teacher = config.teacher or (config.pair.teacher if config.role != "teacher" else None)

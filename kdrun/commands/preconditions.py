@@ -20,6 +20,12 @@ from kdrun.errors import UserError
 from kdrun.models.loading import locate
 from kdrun.runs.directory import RunDirectory
 
+# What a teacher that kdrun made must have in common with a run that takes it.
+MADE_FOR = {
+    "pair": ("tokenizer", "vocab_size", "context", "teacher_layers", "teacher_width", "teacher_heads"),
+    "data": ("name", "path", "template", "max_prompt_tokens", "max_tokens"),
+}
+
 
 def check_train(config: TrainConfig) -> None:
     """Files and folders that a train config names exist and parse.
@@ -51,15 +57,15 @@ def check_scratch_teacher(config: TrainConfig, pair: ScratchPair) -> None:
         return
     locate(pair.teacher, key="pair.teacher")
     folder = Path(pair.teacher)
-    if not (folder / "run.json").exists():
-        return
+    if folder.parent.name != "teachers" or not (folder / "run.json").exists():
+        return  # a teacher of the person's own: the checkpoint says what it is
     made = RunDirectory.open(folder, key="pair.teacher").config()
-    for group, keys in (("pair", ("tokenizer", "vocab_size", "context")), ("data", None)):
+    for group, keys in MADE_FOR.items():
         want, have = getattr(config, group).model_dump(mode="json"), made.get(group, {})
-        for key in keys or want:
-            if key in have and have[key] != want[key] and group + key != "datamax_rows":
+        for key in keys:
+            if key in have and have[key] != want.get(key):
                 raise UserError(
-                    f"{group}.{key}={want[key]}: the teacher at {folder} was made with {group}.{key}={have[key]}; "
+                    f"{group}.{key}={want.get(key)}: the teacher at {folder} was made with {group}.{key}={have[key]}; "
                     f"take the same, or give this one a place of its own, for example pair.teacher={folder}-2"
                 )
 

@@ -22,6 +22,7 @@ from kdrun.commands.assembly import (
 from kdrun.commands.evaluate import evaluate_model
 from kdrun.config import TrainConfig, loss_parameters
 from kdrun.data.encoding import EncodedSet
+from kdrun.data.unicode_names import unidata_version
 from kdrun.errors import UserError
 from kdrun.models.loading import quiet_libraries, save_model
 from kdrun.runs.directory import MetricsFile, RunDirectory, drop_lines_after, write_json
@@ -140,6 +141,7 @@ class Training:
                 "dropped": rows.num_dropped,
                 "scored_tokens": rows.num_scored_tokens,
                 "sha256": rows.fingerprint(),
+                "unicode": unidata_version(),
                 "valid_rows": len(valid),
                 "valid_sha256": valid.fingerprint(),
             },

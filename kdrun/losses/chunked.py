@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdrun.losses.interface import Loss, drop_impossible, log_softmax
+from kdrun.losses.interface import Loss, drop_impossible, log_softmax, scaled
 from kdrun.losses.linear_head import LinearHead
 from kdrun.losses.row_blocks import row_blocks
 from kdrun.losses.sft import cross_entropy, cross_entropy_gradient
 
-CHUNK_BYTES = 256 * 2**20  # budget of all [C, V] work tensors together
-WORK_TENSORS = 12  # [C, V] float32 tensors alive at once, measured in tests/losses/test_chunked.py (jsd, gap; fkl 6)
+CHUNK_BYTES = 128 * 2**20  # budget of the [C, V] tensors together
+WORK_TENSORS = 2  # [C, V] float32: logits of both models; the loss works on a few rows at a time, see row_blocks.py
 MIN_CHUNK_TOKENS = 16  # below it the matrix products read the whole head for next to nothing
 
 Probe = Callable[[Tensor, Tensor], None]
@@ -123,8 +123,8 @@ def chunked_objective(  # noqa: PLR0917
 def default_chunk_tokens(num_tokens: int, vocabulary: int) -> int:
     """Tokens a chunk, so that the [C, V] work tensors fit CHUNK_BYTES: at least 16, at most num_tokens.
 
-    A token costs WORK_TENSORS * 4 * V bytes: 2.4 MB for GPT-2's 50257 entries (111 tokens a chunk), 7.3 MB for Qwen's
-    151936 (36 tokens).
+    A token costs WORK_TENSORS * 4 * V bytes: 0.4 MB for GPT-2's 50257 entries (333 tokens a chunk), 1.2 MB for Qwen's
+    151936 (110 tokens).
     """
     fitting = CHUNK_BYTES // (WORK_TENSORS * 4 * vocabulary)
     return max(1, min(num_tokens, max(MIN_CHUNK_TOKENS, fitting)))
@@ -226,7 +226,7 @@ class _ChunkedObjective(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         # the product before the cast: a loss scale for fp16 must reach gradients that fp16 would flush to 0
-        return *(None if g is None else (g * grad_total).to(dtype) for g, dtype in pairs), None
+        return *(None if g is None else scaled(g, grad_total).to(dtype) for g, dtype in pairs), None
 
 
 def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:

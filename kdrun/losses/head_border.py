@@ -131,21 +131,18 @@ class _Bracket:
         self.tried = [(math.log(self.low), _quantile(1.0)), (math.log(self.high), _quantile(0.0))]
 
     def near(self) -> bool:
-        """Whether a walk of WALK entries reaches mu: each is at least low until it does."""
-        return self.mu - self.above_high < (WALK - 1) * self.low
+        """Whether WALK / 2 entries as large as high would reach mu; a walk has twice as many."""
+        return self.mu - self.above_high < WALK / 2 * self.high
 
     def next_threshold(self) -> float:
         """Where to look next: the secant through the last two, in log threshold and normal quantile of the mass.
 
         With normal logits that curve is a straight line. The goal is a little less than mu, as `high` must stay above.
         """
-        missing = self.mu - self.above_high
         if self.near():
             return self.high
-        if missing < WALK / 2 * self.high:
-            return missing / (WALK - 1)  # as `low` it would end the search
         (x1, z1), (x2, z2) = self.tried[-2:]
-        goal = _quantile(self.mu - 0.3 * WALK * self.low)
+        goal = _quantile(self.mu - WALK / 4 * self.low)
         if z1 != z2 and len(self.tried) % 4:
             x = x2 + (goal - z2) * (x1 - x2) / (z1 - z2)
             if math.log(self.low) < x < math.log(self.high):

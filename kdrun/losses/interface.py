@@ -107,7 +107,16 @@ class _GradientInForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_nats_N: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NV,) = ctx.saved_tensors
-        return (gradient_NV * grad_nats_N[:, None]).to(ctx.dtype), None, None, None
+        return scaled(gradient_NV, grad_nats_N[:, None]).to(ctx.dtype), None, None, None
+
+
+def scaled(saved: Tensor, factor: Tensor) -> Tensor:
+    """Called in a backward pass: a saved gradient times factor, written over it unless the graph is kept for another.
+
+    A copy would be as large as the head (154 MB for GPT-2) and take 6% of the time of the whole objective.
+    """
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return saved * factor if keeps_graph() else saved.mul_(factor)
 
 
 def log_probs(student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:

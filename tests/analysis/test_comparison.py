@@ -16,8 +16,8 @@ from kdrun.runs.directory import MetricsFile, RunDirectory, write_json
 def make_run(folder: Path, *, mu: float, fkl: float, status: str = "done", seed: int = 1) -> Path:
     config = {"seed": seed, "loss": {"name": "akl", "mu": mu}, "track": {"mode": str(mu)}}
     run = RunDirectory.start(folder, command="train", config=config, overrides=[], extra={"name": f"mu-{mu}"})
-    write_json(folder / "summary.json", {"valid/fkl": fkl, "train_s": 2.5})
-    write_json(folder / "eval" / "quick" / "summary.json", {"fkl": fkl, "greedy/rouge_l": 40.0})
+    write_json(folder / "summary.json", {"valid/nll": 2.0, "valid/fkl": fkl, "train_s": 2.5})
+    write_json(folder / "eval" / "quick" / "summary.json", {"nll": 2.5, "fkl": fkl, "greedy/rouge_l": 40.0})
     file = MetricsFile(folder / "metrics.jsonl")
     for step in (0, 10):
         file.write(step=step, time_s=1.0, **{"valid/fkl": fkl + 10 - step, "valid/nll": 2.0})
@@ -35,8 +35,8 @@ def runs(tmp_path: Path) -> Path:
 
 def test_columns_are_the_settings_that_differ_and_the_final_metrics(runs: Path) -> None:
     header, cells = table(read_rows([runs]))
-    assert header == ["run", "loss.mu", "FKL", "ROUGE-L greedy", "train s"]
-    assert cells == [["mu-0.3", 0.3, 0.7, 40.0, 2.5], ["mu-0.5", 0.5, 0.6, 40.0, 2.5]]
+    assert header == ["run", "loss.mu", "NLL", "FKL", "ROUGE-L greedy", "train s"]
+    assert cells == [["mu-0.3", 0.3, 2.5, 0.7, 40.0, 2.5], ["mu-0.5", 0.5, 2.5, 0.6, 40.0, 2.5]]
 
 
 def test_a_run_that_is_not_done_shows_its_status_and_a_run_named_twice_comes_once(runs: Path) -> None:
@@ -60,7 +60,16 @@ def test_the_newest_evaluation_counts_and_a_teachers_evaluation_does_not(runs: P
     write_json(other / "summary.json", {"fkl": 9.0})
     write_json(other / "run.json", {"status": "done", "role": "teacher"})
     os.utime(other, (3e9, 3e9))
-    assert read_rows([runs])[0].metrics["eval/fkl"] == 0.1
+    assert read_rows([runs])[0].metrics["quick/fkl"] == 0.1
+
+
+def test_evaluations_of_several_names_get_columns_of_their_own(runs: Path) -> None:
+    write_json(runs / "sweep" / "0" / "eval" / "vicuna" / "summary.json", {"nll": 4.0, "greedy/rouge_l": 10.0})
+    header, cells = table(read_rows([runs]))
+    line = dict(zip(header, cells[0], strict=True))
+    assert line["quick ROUGE-L greedy"] == 40.0
+    assert line["vicuna ROUGE-L greedy"] == 10.0
+    assert dict(zip(header, cells[1], strict=True))["vicuna NLL"] is None
 
 
 def test_the_csv_holds_every_metric_and_the_folder(runs: Path) -> None:

@@ -227,15 +227,17 @@ def test_a_crash_keeps_its_traceback_and_exits_with_1(kdrun: Kdrun, workspace: P
     assert "NonFiniteLoss" in record["error"]
 
 
-def test_ctrl_c_is_recorded_as_interrupted(kdrun: Kdrun, workspace: Path) -> None:
-    words = ["train", "loss=sft", *SMALL, "train.max_steps=100000", "evaluate=false", "hydra.run.dir=outputs/ctrl-c"]
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_recorded_as_interrupted(sent: int, code: int, workspace: Path) -> None:
+    folder = f"outputs/signal-{code}"
+    words = ["train", "loss=sft", *SMALL, "train.max_steps=100000", "evaluate=false", f"hydra.run.dir={folder}"]
     process = subprocess.Popen([sys.executable, "-m", "kdrun", *words], cwd=workspace, stderr=subprocess.PIPE)
-    metrics = workspace / "outputs" / "ctrl-c" / "metrics.jsonl"
+    metrics = workspace / folder / "metrics.jsonl"
     for _ in range(600):
         if metrics.exists() and "train/loss" in metrics.read_text():
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert read_json(metrics.parent / "run.json")["status"] == "interrupted"

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdrun.losses import LOSSES, Loss, chunked_linear_loss, chunked_objective, divergence_diagnostics, make_loss
+from kdrun.losses import (
+    LOSSES,
+    Loss,
+    chunked_linear_loss,
+    chunked_objective,
+    divergence_diagnostics,
+    make_loss,
+    row_blocks,
+)
 from kdrun.losses.chunked import CHUNK_BYTES, WORK_TENSORS, default_chunk_tokens
 
 N, V, D, E = 11, 23, 5, 6
@@ -297,11 +305,11 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(name):
 
 
 def test_without_gradient_no_gradient_is_made():
-    """Only a view of the weight and the work tensors of a chunk: no room for a gradient of the weight."""
+    """Only a view of the weight, the work tensors of a chunk and of a block: no room for a gradient of the weight."""
     hidden, weight = torch.randn(16, 640, requires_grad=True), torch.randn(2000, 640, requires_grad=True)
     with torch.no_grad(), LiveTensors() as live:
         chunked_linear_loss(make_loss("akl"), hidden, weight, hidden, weight, chunk_tokens=8)
-    assert live.peak_bytes <= 4 * 640 * 2000 + WORK_TENSORS * 4 * 8 * 2000
+    assert live.peak_bytes <= 4 * 640 * 2000 + (WORK_TENSORS + 12) * 4 * 8 * 2000
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_tokens():
@@ -311,18 +319,34 @@ def test_peak_memory_does_not_grow_with_the_number_of_tokens():
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_a_chunk_holds_no_more_than_the_work_tensors_of_the_budget(name):
+def test_a_chunk_holds_the_work_tensors_of_the_budget_and_a_block_of_rows_not_more_than_twelve(name, monkeypatch):
     """Beside them, less than three weights: its gradient, a part of it or its product in backward, hidden states."""
-    work_bytes, weight_bytes = WORK_TENSORS * 4 * 32 * 2000, 4 * 4 * 2000
+    block_bytes, work_bytes, weight_bytes = 4 * 4 * 2000, WORK_TENSORS * 4 * 32 * 2000, 4 * 4 * 2000
+    monkeypatch.setitem(row_blocks.BLOCK_BYTES, "cpu", block_bytes)
+    _measured(make_loss(name), 4, 2000, chunk_tokens=4)  # what a first call keeps is not counted
     live = _measured(make_loss(name), 96, 2000, chunk_tokens=32)
-    assert live.peak_bytes <= work_bytes + 3 * weight_bytes
-    if name == "gap":  # the hungriest: the budget counts no tensor that is not there
-        assert live.peak_bytes > work_bytes * (WORK_TENSORS - 1) / WORK_TENSORS
+    assert live.peak_bytes <= work_bytes + 12 * block_bytes + 3 * weight_bytes
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 100])
+def test_value_and_gradients_do_not_depend_on_the_block_of_rows(inputs, rows, monkeypatch):
+    monkeypatch.setitem(row_blocks.BLOCK_BYTES, "cpu", rows * 4 * V)
+    found = inputs.chunked(make_loss("akl"), kd_ratio=0.5, temperature=2.0, chunk_tokens=8)
+    _assert_same(found.total, inputs.plain(make_loss("akl"), kd_ratio=0.5, temperature=2.0), inputs.leaves)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_backward_pass_copies_the_gradient_only_if_the_graph_is_kept(inputs, keep):
+    """Else the saved gradient is scaled in place and becomes the leaf's: no second tensor as large as the head."""
+    total = inputs.chunked(make_loss("fkl"), chunk_tokens=4).total / 3
+    saved = [x.data_ptr() for x in total.grad_fn.next_functions[0][0].saved_tensors]
+    total.backward(retain_graph=keep)
+    assert (inputs.student_weight.grad.data_ptr() in saved) is not keep
 
 
 def test_default_chunk_fits_the_budget_and_stays_between_16_and_the_number_of_tokens():
     gpt2 = default_chunk_tokens(10_000, 50257)
-    assert gpt2 == 111
+    assert gpt2 == 333
     assert gpt2 * WORK_TENSORS * 4 * 50257 <= CHUNK_BYTES < (gpt2 + 1) * WORK_TENSORS * 4 * 50257
     assert default_chunk_tokens(10_000, 10_000_000) == 16
     assert default_chunk_tokens(5, 50257) == 5

@@ -1,0 +1,45 @@
+"""What the README tells a person to type is accepted."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kdrun.cli import CONF
+from kdrun.explain import group_options
+from kdrun.launch import compose_cells
+from kdrun.words import expand_short_key, read_flags, split_words
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip().removeprefix("$ ")
+        for page in PAGES
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+        if re.match(r"(\$ )?kdrun (train|sweep|show) ", line)
+    }
+)
+REFUSED = {"kdrun train mu=2", "kdrun train loss=fkl mu=0.5"}  # shown for their errors
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(COMMANDS) >= 8
+    assert set(COMMANDS) >= REFUSED
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in REFUSED])
+def test_a_command_of_the_readme_composes(command: str) -> None:
+    _, verb, *words = shlex.split(command)
+    flags, typed = split_words(words)
+    overrides = [expand_short_key(word) for word in typed if not word.startswith("resume=")]
+    assert compose_cells("train", overrides, read_flags([*flags, *(["-m"] if verb == "sweep" else [])]), CONF)
+
+
+def test_every_choice_is_named_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    for group in ("loss", "pair", "data", "train", "eval", "experiment"):
+        for option in group_options(CONF, group):
+            assert re.search(rf"\b{re.escape(option)}\b", text), f"{group}={option}"
