@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import re
 import signal
@@ -353,6 +354,7 @@ def run_job(composed: DictConfig) -> float | None:
     words = list(hydra.overrides.task)
     config = validate(command, composed, words)
     directory = Path(hydra.runtime.output_dir)
+    logging.getLogger(__name__).info("%s: %s", directory, " ".join(words))
     group = Path(hydra.sweep.dir).name if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None
     try:
         if isinstance(config, TrainConfig):

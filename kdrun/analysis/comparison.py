@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,21 @@ class Row:
 def read_rows(folders: Sequence[Path]) -> list[Row]:
     """A row for every run at or below the folders, each run once; its newest evaluation of each name is merged in."""
     runs = {run.path.resolve(): run for folder in folders for run in find_runs(folder)}
-    return [read_row(run) for run in runs.values()]
+    return with_distinct_labels([read_row(run) for run in runs.values()])
+
+
+def with_distinct_labels(rows: Sequence[Row]) -> list[Row]:
+    """Rows of one name (the cells of a sweep) get the settings that differ behind it: akl 0.3, akl 0.5."""
+    names = [row.label for row in rows]
+    if len(set(names)) == len(names):
+        return list(rows)
+    keys = differing_settings(rows)
+    return [
+        replace(row, label=" ".join([row.label, *(str(row.settings[key]) for key in keys if key in row.settings)]))
+        if names.count(row.label) > 1
+        else row
+        for row in rows
+    ]
 
 
 def read_row(run: RunDirectory) -> Row:

@@ -47,6 +47,13 @@ def test_a_run_that_is_not_done_shows_its_status_and_a_run_named_twice_comes_onc
     assert [line[header.index("status")] for line in cells] == ["done", "done", "failed"]
 
 
+def test_cells_of_one_name_are_told_apart_by_their_settings(runs: Path) -> None:
+    for cell in ("0", "1"):
+        run = RunDirectory.open(runs / "sweep" / cell, key="run")
+        run.note(name="akl")
+    assert [row.label for row in read_rows([runs])] == ["akl 0.3", "akl 0.5"]
+
+
 def test_settings_of_the_mirror_do_not_count_as_differences(runs: Path) -> None:
     assert differing_settings(read_rows([runs])) == ["loss.mu"]
 
