@@ -75,7 +75,7 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if not options.cfg:
         answer(lambda: check(command, cells, overrides, options.multirun))
         if command == "train":
-            answer(lambda: make_missing_teachers(cells, conf))
+            answer(lambda: make_missing_teachers(cells, options.config_dir, conf))
         if options.multirun:
             overrides = pin_sweep_directory(overrides, cells[0].composed)
     try:
@@ -83,11 +83,19 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     except KeyboardInterrupt:
         print("kdrun: interrupted", file=sys.stderr)
         sys.exit(130)
-    if options.multirun and not options.cfg:
-        from kdrun.commands.compare import compare
-
-        answer(lambda: compare([Path(str(OverridesParser.create().parse_override(overrides[-1]).value()))]))
+    finally:  # a sweep with a failed cell ends with its table, too
+        if options.multirun and not options.cfg:
+            print_sweep(Path(str(OverridesParser.create().parse_override(overrides[-1]).value())))
     return None
+
+
+def print_sweep(folder: Path) -> None:
+    """The table of a sweep's cells, when any has begun."""
+    from kdrun.commands.compare import compare
+
+    if any(folder.glob("*/run.json")):
+        compare([folder])
+        print(folder)
 
 
 def show(command: str, words: Sequence[str]) -> None:
@@ -122,11 +130,7 @@ def compose_cells(command: str, overrides: list[str], options: argparse.Namespac
     Raises:
         UserError: in one line, for anything that Hydra or the schema refuses.
     """
-    search = (
-        [f"hydra.searchpath=[{quote('file://' + str(Path(options.config_dir).absolute()))}]"]
-        if options.config_dir
-        else []
-    )
+    search = search_words(options.config_dir)
     if options.config_dir and not Path(options.config_dir).is_dir():
         raise UserError(f"--config-dir {options.config_dir}: no such folder")
     name = options.config_name or command
@@ -134,6 +138,11 @@ def compose_cells(command: str, overrides: list[str], options: argparse.Namespac
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         grid = sweep_words(name, overrides, search, command, conf) if options.multirun else [overrides]
         return [compose_cell(command, name, words + search, conf) for words in grid]
+
+
+def search_words(config_dir: str | None) -> list[str]:
+    """--config-dir as an override, for the compose API."""
+    return [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).absolute()))}]"] if config_dir else []
 
 
 def compose_cell(command: str, name: str, words: list[str], conf: Path) -> Cell:
@@ -286,7 +295,7 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool)
         )
 
 
-def make_missing_teachers(cells: list[Cell], conf: Path) -> None:
+def make_missing_teachers(cells: list[Cell], config_dir: str | None, conf: Path) -> None:
     """Run the fine-tuning of a scratch pair's teacher when its folder is not there yet, once for all cells."""
     from kdrun.commands.preconditions import missing_teacher
     from kdrun.runs.directory import claim
@@ -298,13 +307,14 @@ def make_missing_teachers(cells: list[Cell], conf: Path) -> None:
         with claim(folder):  # two processes that want the same teacher train it once
             if missing_teacher(cell.config) is None:  # type: ignore[arg-type]
                 continue
-            words = teacher_words(cell, folder, conf)
+            words = ["--config-dir", config_dir] if config_dir else []
+            words += teacher_words(cell, folder, conf, search_words(config_dir))
             print(f"No teacher at {folder} yet: fine-tuning one, once. The same by hand:", file=sys.stderr)
             print("  kdrun train " + " ".join(words), file=sys.stderr)
             launch("train", words, conf)
 
 
-def teacher_words(cell: Cell, folder: Path, conf: Path) -> list[str]:
+def teacher_words(cell: Cell, folder: Path, conf: Path, search: list[str]) -> list[str]:
     """The words that fine-tune the teacher which a cell wants: its pair and its data, train=tiny_teacher."""
     if (folder / "run.json").exists():
         return [f"resume={folder}"]
@@ -313,7 +323,7 @@ def teacher_words(cell: Cell, folder: Path, conf: Path) -> list[str]:
     words = ["role=teacher", "loss=sft", "train=tiny_teacher", *groups, "name=teacher"]
     words.append(f"track.mode={cell.composed.track.mode}")
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        plain = compose("train", overrides=[word for word in groups if not word.startswith("data=jsonl")])
+        plain = compose("train", overrides=[*search, *(word for word in groups if word != "data=jsonl")])
     for group in ("pair", "data"):
         wanted = cast("dict[str, Any]", OmegaConf.to_container(cell.composed[group], resolve=True))
         for key, value in wanted.items():

@@ -51,6 +51,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(kdrun: Kdrun, workspace: Pat
     folder = workspace / "outputs" / "sweep" / "lr"
     assert done.returncode == 1
     assert "NonFiniteLoss" in done.stderr
+    assert "failed" in done.stdout, "the table comes all the same"
     assert read_json(folder / "0" / "run.json")["status"] == "failed"
     assert read_json(folder / "1" / "run.json")["status"] == "done"
 
@@ -68,6 +69,27 @@ def test_the_joblib_launcher_runs_cells_in_parallel(kdrun: Kdrun, workspace: Pat
     )
     folder = workspace / "outputs" / "sweep" / "jobs"
     assert [read_json(folder / str(i) / "run.json")["status"] for i in range(2)] == ["done", "done"]
+
+
+def test_the_first_run_that_needs_a_teacher_makes_it_and_the_second_takes_it(kdrun: Kdrun, workspace: Path) -> None:
+    """A pair of a user's own, in a folder of the user's own, whose teacher is not there yet."""
+    pair = workspace / "pairs" / "pair"
+    pair.mkdir(parents=True)
+    (pair / "mini.yaml").write_text("defaults: [tiny]\nname: mini\nteacher_layers: 1\nvocab_size: 280\n")
+    train = workspace / "pairs" / "train"
+    train.mkdir()
+    (train / "tiny_teacher.yaml").write_text("defaults: [tiny]\nmax_steps: 2\n")
+    small = [word for word in CELL if not word.startswith(("pair.vocab", "pair.teacher"))]
+    words = ["--config-dir", "pairs", "pair=mini", *small]
+    first = kdrun("train", *words, "pair.teacher_width=16", "hydra.run.dir=outputs/first")
+    assert "No teacher at outputs/teachers/mini-unicode yet" in first.stderr
+    teacher = workspace / "outputs" / "teachers" / "mini-unicode"
+    assert read_json(teacher / "run.json")["status"] == "done"
+    second = kdrun("train", *words, "pair.teacher_width=16", "hydra.run.dir=outputs/second")
+    assert "No teacher" not in second.stderr
+    other = kdrun("train", *words, "pair.teacher_width=20", "hydra.run.dir=outputs/third", check=False)
+    assert other.returncode == 2
+    assert "pair.teacher_width=20: the teacher at outputs/teachers/mini-unicode was made with" in other.stderr
 
 
 def test_a_users_own_loss_file_and_experiment_work(kdrun: Kdrun, workspace: Path) -> None:
