@@ -366,18 +366,25 @@ def run_job(composed: DictConfig) -> float | None:
     directory = Path(hydra.runtime.output_dir)
     logging.getLogger(__name__).info("%s: %s", directory, " ".join(words))
     group = Path(hydra.sweep.dir).name if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None
+    if group is None:
+        return answer(lambda: dispatch(config, directory, words, None))  # a user's mistake leaves here, in one line
     try:
-        if isinstance(config, TrainConfig):
-            from kdrun.commands.train import train
-
-            return train(config, directory, overrides=words, group=group)
-        from kdrun.commands.evaluate import evaluate
-
-        assert isinstance(config, EvaluateConfig)
-        return evaluate(config, directory, overrides=words)
+        return dispatch(config, directory, words, group)
     except Exception as error:
         # Hydra keeps a failed job's exception, whose frames keep the model: later cells would run out of memory.
-        if group is not None and error.__traceback__ is not None:
+        if error.__traceback__ is not None:
             traceback.print_exc()
             traceback.clear_frames(error.__traceback__)
         raise
+
+
+def dispatch(config: Section, directory: Path, words: list[str], group: str | None) -> float:
+    """The command that a config belongs to."""
+    if isinstance(config, TrainConfig):
+        from kdrun.commands.train import train
+
+        return train(config, directory, overrides=words, group=group)
+    from kdrun.commands.evaluate import evaluate
+
+    assert isinstance(config, EvaluateConfig)
+    return evaluate(config, directory, overrides=words)

@@ -216,6 +216,17 @@ def test_two_checkpoints_of_any_architecture_are_a_pair(workspace: Path, kdrun: 
     assert read_json(workspace / "outputs/llama/summary.json")["eval/fkl"] > 0
 
 
+def test_a_mistake_found_in_the_run_is_one_line_and_recorded(akl: Path, kdrun: Kdrun, workspace: Path) -> None:
+    words = ["pair.teacher=outputs/akl", "data.max_prompt_tokens=3", "hydra.run.dir=outputs/mistake"]
+    done = kdrun("train", "loss=sft", *SMALL, *words, check=False)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("kdrun: data.max_prompt_tokens=3: ")
+    assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
+    assert read_json(workspace / "outputs" / "mistake" / "run.json")["status"] == "failed"
+
+
 def test_a_crash_keeps_its_traceback_and_exits_with_1(kdrun: Kdrun, workspace: Path) -> None:
     done = kdrun("train", "loss=sft", *SMALL, "train.max_steps=40", "train.lr=1e30", "train.clip_norm=null",
                  "hydra.run.dir=outputs/crash", check=False)  # fmt: skip
@@ -241,3 +252,46 @@ def test_a_signal_is_recorded_as_interrupted(sent: int, code: int, workspace: Pa
     process.communicate(timeout=60)
     assert process.returncode == code
     assert read_json(metrics.parent / "run.json")["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.precision=bf16"],
+        ["train.gradient_checkpointing=true"],
+        ["train.schedule=constant", "train.clip_norm=null", "train.chunk_tokens=7"],
+        ["temperature=2", "temperature_squared=false", "kd_ratio=1.0"],
+        ["head=paper", "reversed=true"],
+        ["train.epochs=0.5", "train.max_steps=null", "train.micro_batch_size=3"],
+        ["data.template=alpaca", "data.max_tokens=96", "data.max_prompt_tokens=90", "data.overlong=truncate"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_setting_of_a_training_runs(
+    words: list[str], akl: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdrun.cli import CONF
+    from kdrun.launch import launch
+
+    monkeypatch.chdir(workspace)
+    folder = workspace / "outputs" / "settings" / words[0].replace("=", "-")
+    given = [word for word in words if word.startswith("data.template")]
+    teacher = ["pair.teacher=outputs/akl"] if given else []  # a teacher of one's own may have seen another template
+    launch(
+        "train",
+        ["loss=akl", *SMALL, "train.max_steps=2", *words, *teacher, "evaluate=false", f"hydra.run.dir={folder}"],
+        CONF,
+    )
+    summary = read_json(folder / "summary.json")
+    assert summary["steps"] == (4 if "train.epochs=0.5" in words else 2)
+    assert summary["valid/fkl"] >= 0
+
+
+@pytest.mark.slow
+def test_the_docstrings_train_too(akl: Path, kdrun: Kdrun) -> None:
+    kdrun(
+        "train", "loss=fkl", "data=docstrings", "data.max_tokens=96", "data.max_prompt_tokens=64",
+        "data.overlong=truncate", "pair.teacher=outputs/akl", *SMALL, "train.max_steps=2",
+        "hydra.run.dir=outputs/docstrings",
+    )  # fmt: skip
+    assert read_json(akl.parent / "docstrings" / "summary.json")["eval/fkl"] > 0
