@@ -289,6 +289,8 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool)
         run = RunDirectory.open(config.resume, key="resume")
         typed = {key_of(word) for word in overrides[len(run.record["overrides"]) :]}
         check_resume(config, run, sorted(typed - {"resume", "hydra.run.dir"}))
+    elif multirun and (folder := value_of(overrides, "hydra.sweep.dir")) and any(Path(folder).glob("*/run.json")):
+        raise UserError(f"hydra.sweep.dir={folder}: holds a sweep already; choose another folder")
     elif not multirun and (folder := value_of(overrides, "hydra.run.dir")) and (Path(folder) / "run.json").exists():
         raise UserError(
             f"hydra.run.dir={folder}: holds a run already; choose another folder, or go on with resume={folder}"

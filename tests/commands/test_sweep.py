@@ -36,6 +36,12 @@ def test_the_sweep_ends_with_its_table(swept: tuple[Path, str]) -> None:
     assert "0.700" in swept[1]
 
 
+def test_a_folder_that_holds_a_sweep_is_not_written_into(swept: tuple[Path, str], kdrun: Kdrun) -> None:
+    done = kdrun("sweep", "loss=akl", "mu=0.3", *CELL, "hydra.sweep.dir=outputs/sweep/mu", check=False)
+    assert done.returncode == 2
+    assert "holds a sweep already" in done.stderr
+
+
 def test_compare_reads_a_sweep_directory_and_writes_csv(swept: tuple[Path, str], kdrun: Kdrun, workspace: Path) -> None:
     done = kdrun("compare", str(swept[0]), "outputs/teachers", "--csv", "table.csv")
     assert "teacher" in done.stdout
