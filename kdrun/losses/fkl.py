@@ -15,7 +15,6 @@ class Fkl(Loss):
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return kl(log_p_NV, log_q_NV)
 
-
     def with_gradient(
         self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
     ) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,11 @@
 """Where the head of a distribution ends, exactly and without a sort: a search for a threshold, then a short walk.
 
 Shapes: N scored tokens, V vocabulary. Above(t) is the mass of the entries greater than t; one pass over [N, V] gives it
-for one threshold a row. Sorting 256 x 50257 entries takes 0.95 s on one core, all of this 0.03 to 0.05 s.
+for one threshold a row. Sorting 256 x 50257 entries takes 0.95 s on one core, all of this 0.03 to 0.06 s.
 """
 
 import math
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -124,25 +123,28 @@ class _Bracket:
     low: float  # at first (total - mu) / V: what is below weighs less than total - mu
     high: float
     above_high: float = 0.0
-    tried: list[tuple[float, float]] = field(default_factory=list)  # (log threshold, normal quantile of mass above)
+    tried: list[tuple[float, float]] = field(default_factory=list)  # (log threshold, log odds of mass above)
 
     def __post_init__(self) -> None:
         self.low, self.high = max(self.low, TINY), max(self.high, TINY)
-        self.tried = [(math.log(self.low), _quantile(1.0)), (math.log(self.high), _quantile(0.0))]
+        self.tried = [(math.log(self.low), _log_odds(1.0)), (math.log(self.high), _log_odds(0.0))]
 
     def near(self) -> bool:
-        """Whether WALK / 2 entries as large as high would reach mu; a walk has twice as many."""
-        return self.mu - self.above_high < WALK / 2 * self.high
+        """Whether a walk of WALK entries reaches mu: each is at least low until it does."""
+        return self.mu - self.above_high < (WALK - 1) * self.low
 
     def next_threshold(self) -> float:
-        """Where to look next: the secant through the last two, in log threshold and normal quantile of the mass.
+        """Where to look next: the secant through the last two, in log threshold and log odds of the mass.
 
-        With normal logits that curve is a straight line. The goal is a little less than mu, as `high` must stay above.
+        With normal logits that curve is nearly straight. The goal is a little less than mu, as `high` must stay above.
         """
+        missing = self.mu - self.above_high
         if self.near():
             return self.high
+        if missing < WALK / 2 * self.high:
+            return missing / (WALK - 1)  # as `low` it would end the search
         (x1, z1), (x2, z2) = self.tried[-2:]
-        goal = _quantile(self.mu - WALK / 4 * self.low)
+        goal = _log_odds(self.mu - 0.3 * WALK * self.low)
         if z1 != z2 and len(self.tried) % 4:
             x = x2 + (goal - z2) * (x1 - x2) / (z1 - z2)
             if math.log(self.low) < x < math.log(self.high):
@@ -156,9 +158,10 @@ class _Bracket:
                 self.high, self.above_high = threshold, above
         elif threshold > self.low:
             self.low = threshold
-        self.tried.append((math.log(max(threshold, TINY)), _quantile(above)))
+        self.tried.append((math.log(max(threshold, TINY)), _log_odds(above)))
 
 
-def _quantile(mass: float) -> float:
-    """Standard normal quantile; 0 and 1 are taken for 1e-4 and 1 - 1e-4."""
-    return NormalDist().inv_cdf(min(max(mass, 1e-4), 1 - 1e-4))
+def _log_odds(mass: float) -> float:
+    """log(mass / (1 - mass)); 0 and 1 are taken for 1e-4 and 1 - 1e-4."""
+    mass = min(max(mass, 1e-4), 1 - 1e-4)
+    return math.log(mass / (1 - mass))

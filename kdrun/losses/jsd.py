@@ -53,8 +53,10 @@ def _logs_over_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tuple
     """
     ratio_NV = log_q_NV - log_p_NV
     lesser_over_greater_NV = ratio_NV.abs().neg_().exp_()
-    weight_NV = ratio_NV.sign().mul_(0.5 - beta).add_(0.5)  # beta where p is the greater, 1 - beta where q is
-    mixture_over_greater_NV = torch.lerp(lesser_over_greater_NV, torch.ones_like(ratio_NV[:1, :1]), weight_NV)
+    one = torch.ones_like(ratio_NV[:1, :1])
+    # beta where p is the greater, 1 - beta where q is
+    weight = 0.5 if beta == 0.5 else ratio_NV.sign().mul_(0.5 - beta).add_(0.5)
+    mixture_over_greater_NV = torch.lerp(lesser_over_greater_NV, one, weight)
     log_mixture_NV = mixture_over_greater_NV.log_()
     log_q_over_m_NV = ratio_NV.clamp(max=0).sub_(log_mixture_NV)
     return log_q_over_m_NV, log_mixture_NV.add_(ratio_NV.clamp_(min=0)).neg_()

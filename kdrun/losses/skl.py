@@ -21,7 +21,6 @@ class Skl(Loss):
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return skewed_kl(log_p_NV, log_q_NV, self.alpha)
 
-
     def with_gradient(
         self, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
     ) -> tuple[Tensor, Tensor]:

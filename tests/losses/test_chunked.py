@@ -346,8 +346,9 @@ def test_a_backward_pass_copies_the_gradient_only_if_the_graph_is_kept(inputs, k
 
 def test_default_chunk_fits_the_budget_and_stays_between_16_and_the_number_of_tokens():
     gpt2 = default_chunk_tokens(10_000, 50257)
-    assert gpt2 == 333
-    assert gpt2 * WORK_TENSORS * 4 * 50257 <= CHUNK_BYTES < (gpt2 + 1) * WORK_TENSORS * 4 * 50257
+    assert gpt2 == 320
+    assert gpt2 * WORK_TENSORS * 4 * 50257 <= CHUNK_BYTES < (gpt2 + 16) * WORK_TENSORS * 4 * 50257
+    assert default_chunk_tokens(1024, 50257) == 256  # four even chunks rather than three and a rest
     assert default_chunk_tokens(10_000, 10_000_000) == 16
     assert default_chunk_tokens(5, 50257) == 5
     assert default_chunk_tokens(0, 50257) == 1

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from kdrun.losses import Loss, make_loss
+from kdrun.losses import LOSSES, Loss, make_loss
 from kdrun.losses.ab import Ab
 from kdrun.losses.akl import Akl
+from kdrun.losses.interface import drop_impossible, nats_and_gradient
 from kdrun.losses.taid import Taid
 
 
@@ -33,6 +34,42 @@ def test_gradient_by_log_probs_is_the_gradient_of_the_call(loss, random_logits):
     nats, gradient = loss.with_gradient(student.log_softmax(-1), teacher.log_softmax(-1), torch.zeros(3).long())
     torch.testing.assert_close(nats, expected_nats)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("holes", [False, True])
+def test_closed_form_is_autograd_of_the_definition(divergence, random_logits, temperature, holes):
+    """In float64, to 1e-10 of the norm, with the gradient in the logits; a hole is an entry at -inf for one or both."""
+    logits = random_logits(6, 300, seed=1, spread=3.0).requires_grad_()
+    teacher = random_logits(6, 300, seed=2, spread=3.0)
+    student = logits.masked_fill(_holes(1) if holes else torch.zeros(6, 300, dtype=torch.bool), -math.inf)
+    if holes:
+        teacher = teacher.masked_fill(_holes(2), -math.inf)
+    log_q, log_p = ((x / temperature).log_softmax(-1) for x in (student, teacher))
+    expected_nats = divergence.divergence(*drop_impossible(log_q, log_p))
+    (expected,) = torch.autograd.grad(expected_nats.sum(), logits)
+    nats, gradient = nats_and_gradient(divergence, log_q.detach(), log_p, None)
+    assert (nats - expected_nats).norm() <= 1e-10 * expected_nats.norm()
+    assert (gradient / temperature - expected).norm() <= 1e-10 * expected.norm()
+
+
+def _holes(seed: int) -> torch.Tensor:
+    """[6, 300], a fifth of it true."""
+    return torch.rand(6, 300, generator=torch.Generator().manual_seed(seed)) < 0.2
+
+
+def test_losses_of_the_tables_have_a_closed_form():
+    """Autograd is left to ab, alpha and amid, whose parameters make many formulas of one name."""
+    by_autograd = {name for name, kind in LOSSES.items() if kind.with_gradient is Loss.with_gradient}
+    assert by_autograd == {"ab", "alpha", "amid"}
+
+
+def test_the_gradient_of_each_token_is_scaled_by_what_comes_in(divergence, random_logits):
+    student = random_logits(4, 9, seed=1).requires_grad_()
+    nats, factors = divergence(student, random_logits(4, 9, seed=2)), torch.tensor([1.0, -2.0, 0.0, 0.5]).double()
+    (once,) = torch.autograd.grad(nats.sum(), student, retain_graph=True)
+    (scaled,) = torch.autograd.grad((factors * nats).sum(), student)
+    torch.testing.assert_close(scaled, factors[:, None] * once)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
