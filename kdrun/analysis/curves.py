@@ -34,21 +34,28 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def draw_curves(rows: Sequence[Row], path: Path, *, labels: Sequence[str] | None = None) -> None:
-    """Draw the validation curves of all runs, one panel a metric, into a PNG or SVG file."""
+def draw_curves(rows: Sequence[Row], path: Path) -> None:
+    """Draw the validation curves of the students, one panel a metric, into a PNG or SVG file; teachers as a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(PANELS))
-    for i, (row, label) in enumerate(zip(rows, labels or [row.label for row in rows], strict=True)):
+    students = [row for row in rows if row.settings.get("role") != "teacher"] or rows
+    teacher_nll = set()
+    for i, row in enumerate(students):
         curves = read_curves(row.folder)
+        teacher_nll |= {round(value, 4) for _, value in curves.get("valid/teacher_nll", [])[:1]}
         for axis, name in zip(axes, PANELS, strict=True):
             if points := curves.get(name):
                 steps, values = zip(*points, strict=True)
-                style = STYLES[i // len(COLOURS) % len(STYLES)] if len(rows) > len(COLOURS) else STYLES[i % len(STYLES)]
-                axis.plot(steps, values, label=label, color=COLOURS[i % len(COLOURS)], linestyle=style, linewidth=1.6)
+                turn = i // len(COLOURS) if len(students) > len(COLOURS) else i
+                colour, style = COLOURS[i % len(COLOURS)], STYLES[turn % len(STYLES)]
+                axis.plot(steps, values, label=row.label, color=colour, linestyle=style, linewidth=1.6)
+    for value in sorted(teacher_nll):
+        axes[0].axhline(value, color="0.4", linewidth=0.8)
+        axes[0].annotate("teacher", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     for axis, title in zip(axes, PANELS.values(), strict=True):
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("optimiser steps", fontsize=9)
