@@ -1,6 +1,5 @@
 """W&B as a mirror: no prompt, no hang, nothing lost when it is not there."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -42,12 +41,10 @@ def test_a_dead_server_costs_a_warning_and_the_run_goes_on_offline(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
-    start = time.monotonic()
     tracker = Tracker("auto", directory=no_account, **ABOUT)
     tracker.log({"train/loss": 1.0}, step=1)
     tracker.finish({})
     assert list((no_account / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert time.monotonic() - start < 100, "it ends"
 
 
 def test_a_malformed_key_does_not_end_the_run(no_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
