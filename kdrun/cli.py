@@ -42,6 +42,7 @@ pair: {options("pair")}. data: {options("data")}. experiment: {options("experime
 Examples: kdrun train loss=akl mu=0.5 | kdrun train loss=fkl data=jsonl data.path=my.jsonl | kdrun train resume=DIR""",
 )
 def train(overrides: Overrides = None) -> None:
+    """Train once."""
     launch("train", overrides)
 
 
@@ -52,6 +53,7 @@ def train(overrides: Overrides = None) -> None:
 Examples: kdrun sweep loss=akl mu=0.3,0.5,0.7 | kdrun sweep loss=fkl,rkl,jsd seed=0,1,2""",
 )
 def sweep(overrides: Overrides = None) -> None:
+    """Train once for every combination of values."""
     launch("train", ["--multirun", *(overrides or [])])
 
 
@@ -65,6 +67,7 @@ Examples: kdrun evaluate run=DIR eval=paper | kdrun evaluate student=PATH data=u
 role=teacher""",
 )
 def evaluate(overrides: Overrides = None) -> None:
+    """Generate and score."""
     launch("evaluate", overrides)
 
 

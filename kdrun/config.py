@@ -44,19 +44,27 @@ class Distillation(Section):
 
 
 class FKL(Distillation):
+    """Forward KL."""
+
     name: Literal["fkl"]
 
 
 class RKL(Distillation):
+    """Reverse KL."""
+
     name: Literal["rkl"]
 
 
 class FKLRKL(Distillation):
+    """weight FKL + (1 - weight) RKL."""
+
     name: Literal["fkl_rkl"]
     weight: Share
 
 
 class AKL(Distillation):
+    """Adaptive KL (arXiv 2404.02657); mu is the share of the teacher's mass that is head."""
+
     name: Literal["akl"]
     mu: OpenShare
     head: Literal["code", "paper", "pointwise"]
@@ -64,36 +72,50 @@ class AKL(Distillation):
 
 
 class JSD(Distillation):
+    """Generalised Jensen-Shannon divergence; 0 means FKL, 1 means RKL."""
+
     name: Literal["jsd"]
     beta: Share
 
 
 class TVD(Distillation):
+    """Total variation distance."""
+
     name: Literal["tvd"]
 
 
 class SKL(Distillation):
+    """Skewed KL (DistiLLM)."""
+
     name: Literal["skl"]
     alpha: Share
 
 
 class SRKL(Distillation):
+    """Skewed reverse KL (DistiLLM)."""
+
     name: Literal["srkl"]
     alpha: Share
 
 
 class AB(Distillation):
+    """Alpha-beta divergence (ABKD)."""
+
     name: Literal["ab"]
     alpha: Finite
     beta: Finite
 
 
 class Alpha(Distillation):
+    """Alpha-divergence."""
+
     name: Literal["alpha"]
     alpha: Finite
 
 
 class TAID(Distillation):
+    """FKL to a target between student and teacher."""
+
     name: Literal["taid"]
     t_start: Share
     t_end: Share
@@ -102,6 +124,8 @@ class TAID(Distillation):
 
 
 class AMiD(Distillation):
+    """A base divergence with the alpha-mixture as assistant."""
+
     name: Literal["amid"]
     alpha: Finite
     lam: Share
@@ -110,6 +134,8 @@ class AMiD(Distillation):
 
 
 class Gap(Distillation):
+    """Gaps on the teacher's head and tail."""
+
     name: Literal["gap"]
     head_weight: NonNegative
     tail_weight: NonNegative
@@ -203,10 +229,14 @@ class Text(Section):
 
 
 class EmbeddedData(Text):
+    """A set that needs no download."""
+
     name: Literal["unicode", "docstrings"]
 
 
 class JsonlData(Text):
+    """JSON lines of one's own; splits that are not given are carved from `path`."""
+
     name: Literal["jsonl"]
     path: str
     valid_path: str | None
@@ -214,6 +244,8 @@ class JsonlData(Text):
 
 
 class HubData(Text):
+    """A hub set, or a local folder of its shape."""
+
     name: Literal["dolly", "ultrachat"]
     path: str | None
     revision: str | None
@@ -281,6 +313,8 @@ class Evaluation(Section):
 
 
 class Track(Section):
+    """Weights & Biases."""
+
     mode: Literal["auto", "online", "offline", "disabled"]
     project: str
     entity: str | None
