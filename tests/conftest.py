@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+# One thread in every process: bits depend on how many there are, and tiny tensors are slow on several (see one_thread).
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,7 +28,7 @@ Kdrun = Callable[..., subprocess.CompletedProcess]
 
 def run_kdrun(*words: str, cwd: Path, check: bool = True, env: dict | None = None) -> subprocess.CompletedProcess:
     """`kdrun words` in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    environment = {**os.environ, **(env or {})}
     done = subprocess.run(
         [sys.executable, "-m", "kdrun", *words], cwd=cwd, capture_output=True, text=True, env=environment, check=False
     )
