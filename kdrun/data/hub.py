@@ -1,6 +1,7 @@
 """The sets that come from the Hugging Face hub, or from a local folder of the same shape: Dolly and UltraChat."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def fetch_tables(
         raise UserError(
             f"data.revision={revision}: means nothing for the local folder data.path={source}; leave it out"
         )
-    if not is_folder and source.startswith(("/", ".", "~")):
+    if not is_folder and not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source):
         raise UserError(f"data.path={source}: no such folder; type data.path=FOLDER, or leave it out to use the hub")
     try:
         return datasets.load_dataset(

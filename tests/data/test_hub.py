@@ -126,7 +126,7 @@ def test_a_wrong_path_is_refused_in_one_line(tmp_path):
     assert "no such folder; type data.path=FOLDER" in refused(load_dolly, tmp_path / "nowhere")
     assert "cannot be read as a data set" in refused(load_dolly, tmp_path / "empty")
     assert "type data=jsonl data.path=" in refused(load_dolly, tmp_path / "file.jsonl")
-    assert "cannot be read as a data set" in refused(load_dolly, "no such name!")
+    assert "no such folder; type data.path=FOLDER" in refused(load_dolly, "no such name!")
 
 
 def test_a_revision_of_a_local_folder_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The chunked objective against the plain one: the same value and gradients, without the logits of all tokens."""
 
+import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -312,9 +313,18 @@ def test_without_gradient_no_gradient_is_made():
     assert live.peak_bytes <= 4 * 640 * 2000 + (WORK_TENSORS + 12) * 4 * 8 * 2000
 
 
+def _least_peak_bytes(num_tokens: int, vocabulary: int, chunk_tokens: int) -> int:
+    """Of three measurements, each after a collection: a tensor that waits for the collector only adds to a peak."""
+    peaks = []
+    for _ in range(3):
+        gc.collect()
+        peaks.append(_measured(make_loss("akl"), num_tokens, vocabulary, chunk_tokens).peak_bytes)
+    return min(peaks)
+
+
 def test_peak_memory_does_not_grow_with_the_number_of_tokens():
     """From 16 to 256 tokens: hidden states, their gradients and targets grow, one [256, 2000] float32 would be 2 MB."""
-    few, many = (_measured(make_loss("akl"), n, 2000, chunk_tokens=8).peak_bytes for n in (16, 256))
+    few, many = (_least_peak_bytes(n, 2000, chunk_tokens=8) for n in (16, 256))
     assert many - few < 0.01 * 4 * 256 * 2000
 
 
