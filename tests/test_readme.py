@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli import CONF
+from kdrun.compose import compose_cells
 from kdrun.explain import group_options
-from kdrun.launch import compose_cells
 from kdrun.words import expand_short_key, read_flags, split_words
 
 ROOT = Path(__file__).parents[1]

@@ -49,6 +49,11 @@ class EncodedSet:
         """Tokens of each row, prompt included."""
         return np.diff(self.offsets)
 
+    @property
+    def scored_lengths(self) -> NDArray[np.int64]:
+        """Scored tokens of each row."""
+        return self.lengths - self.prompt_lengths
+
     def row(self, i: int) -> tuple[NDArray[np.int32], int]:
         """Ids of a row and how many of them are prompt."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]], int(self.prompt_lengths[i])

@@ -1,6 +1,6 @@
 """How near a student is to the data and to its teacher, token by token, on held-out responses.
 
-Shapes: B rows, T positions, N scored tokens, C tokens of a chunk, V shared vocabulary.
+Shapes: N scored tokens, C tokens of a chunk, V shared vocabulary.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
-from kdrun.data.scored import collate, scored_positions
 from kdrun.losses import divergence_diagnostics
-from kdrun.models.heads import head_of, hidden_states
+from kdrun.models.heads import head_of, scored_hidden_states
 
 CHUNK_BYTES = 128 * 2**20  # of [C, V] float32 work tensors
 
@@ -52,23 +53,20 @@ def agreement(
     rows = rows if rows is not None else head_of(student).weight_VD.shape[0]
     modes = student.training
     student.eval()
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded.row(i)[0]))
+    order = np.argsort(encoded.lengths, kind="stable")
     sums: list[dict[str, float]] = [{} for _ in order]
     counts = [0] * len(order)
     for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        ids_BT, labels_BT = (t.to(device) for t in collate([encoded.row(i) for i in batch], pad_id))
-        index_N, target_N = scored_positions(labels_BT)
-        values = _token_values(student, teacher, ids_BT, (index_N, target_N), rows=rows)
-        row_N = (index_N // ids_BT.shape[1]).tolist()
-        for position in row_N:
-            counts[batch[position]] += 1
+        batch = make_batch(encoded, order[start : start + batch_size], pad_id=pad_id, device=device)
+        values = _token_values(student, teacher, batch, rows=rows)
+        row_N = np.repeat(batch.rows, encoded.scored_lengths[batch.rows]).tolist()
+        for row in row_N:
+            counts[row] += 1
         for name, value_N in values.items():
-            for position, value in zip(row_N, value_N.tolist(), strict=True):
-                row = sums[batch[position]]
-                row[name] = row.get(name, 0.0) + value
+            for row, value in zip(row_N, value_N.tolist(), strict=True):
+                sums[row][name] = sums[row].get(name, 0.0) + value
         if advance is not None:
-            advance(len(batch))
+            advance(len(batch.rows))
     student.train(modes)
     total = sum(counts)
     names = list(sums[0])
@@ -78,19 +76,17 @@ def agreement(
     return Agreement(means, per_row)
 
 
-def _token_values(
-    student: Any, teacher: Any | None, ids_BT: Tensor, scored: tuple[Tensor, Tensor], *, rows: int
-) -> dict[str, Tensor]:
+def _token_values(student: Any, teacher: Any | None, batch: Batch, *, rows: int) -> dict[str, Tensor]:
     """Every measure of every scored token [N], with the logits of one chunk alive at a time."""
-    index_N, target_N = scored
-    hidden = {"student": hidden_states(student, ids_BT).flatten(0, 1)[index_N]}
+    target_N = batch.target_N
+    hidden = {"student": scored_hidden_states(student, batch.groups)}
     heads = {"student": head_of(student).cut(rows)}
     if teacher is not None:
-        hidden["teacher"] = hidden_states(teacher, ids_BT).flatten(0, 1)[index_N]
+        hidden["teacher"] = scored_hidden_states(teacher, batch.groups)
         heads["teacher"] = head_of(teacher).cut(rows)
     chunk = max(16, CHUNK_BYTES // (8 * 4 * rows))
     pieces: dict[str, list[Tensor]] = {}
-    for start in range(0, len(index_N), chunk):
+    for start in range(0, len(target_N), chunk):
         part = slice(start, start + chunk)
         logits = {role: heads[role](hidden[role][part]).float() for role in hidden}
         values = {"nll": torch.nn.functional.cross_entropy(logits["student"], target_N[part], reduction="none")}

@@ -5,6 +5,7 @@ Shapes: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,11 @@ def hidden_states(model: Any, ids_BT: Tensor) -> Tensor:
     all come before the padding, do not see it, so no attention mask is needed (and the fast causal kernel is used)."""
     hidden: Tensor = body_of(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
     return hidden
+
+
+def scored_hidden_states(model: Any, groups: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Hidden states [N, D] at flat positions index_N of each group's ids_BT, one pass of the body a group."""
+    return torch.cat([hidden_states(model, ids_BT).flatten(0, 1)[index_N] for ids_BT, index_N in groups])
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
-from kdrun.data.scored import collate, scored_positions
 from kdrun.losses import divergence_diagnostics
 from kdrun.training.batches import RowOrder, micro_batches
 from kdrun.training.objective import StudentObjective, Teacher
@@ -104,15 +104,15 @@ class Loop:
         """
         accelerator = self.accelerator
         batches = self._batches(self.order.rows(step))
-        mine = sum(len(scored_positions(labels)[1]) for _, labels in batches)
+        mine = sum(batch.num_scored for batch in batches)
         num_tokens = int(self._sum([mine])[0])
         sums = [0.0, 0.0, 0.0]
         probed: list[Metrics] = []
         self.objective.train()
-        for i, (ids, labels) in enumerate(batches):
+        for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.objective):
-                parts = self.objective(ids, labels, self.teacher, _probe(probed) if probe and i == 0 else None)
+                parts = self.objective(batch, self.teacher, _probe(probed) if probe and i == 0 else None)
                 # A distributed wrapper averages gradients over ranks: undo it, the division is by all ranks' tokens.
                 accelerator.backward(parts[0] * (accelerator.num_processes / max(num_tokens, 1)))
             sums = [total + float(part.detach()) for total, part in zip(sums, parts, strict=True)]
@@ -128,19 +128,17 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed[0] if probed else {})
 
-    def _batches(self, rows: np.ndarray) -> list[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches; a rank without a row takes one whose labels are all masked, to stay in step."""
-        accelerator, device = self.accelerator, self.accelerator.device
+    def _batches(self, rows: np.ndarray) -> list[Batch]:
+        """This rank's micro-batches; a rank without a row takes one with nothing scored, to stay in step."""
+        accelerator, size = self.accelerator, self.settings.micro_batch_size
         mine = rows[accelerator.process_index :: accelerator.num_processes]
         # Rows of like length share a micro-batch: less padding, and the step's gradient is the same.
         mine = mine[np.argsort(self.rows.lengths[mine], kind="stable")]
-        batches = []
-        for piece in micro_batches(mine if len(mine) else rows[:1], self.settings.micro_batch_size):
-            ids, labels = collate([self.rows.row(int(i)) for i in piece], self.pad_id)
-            if not len(mine):
-                labels = torch.full_like(labels, labels[0, 0].item())  # the first position is never scored
-            batches.append((ids.to(device), labels.to(device)))
-        return batches
+        batches = [
+            make_batch(self.rows, piece, pad_id=self.pad_id, device=accelerator.device)
+            for piece in micro_batches(mine if len(mine) else rows[:1], size)
+        ]
+        return batches if len(mine) else [batch.unscored() for batch in batches]
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         if self.accelerator.num_processes == 1:

@@ -1,7 +1,7 @@
 """What one forward pass of training computes: student body, both heads and the loss, in one module.
 
-In one module, so that a distributed wrapper sees every parameter used in its own forward. Shapes: B rows, T positions,
-N scored tokens, E teacher width.
+In one module, so that a distributed wrapper sees every parameter used in its own forward. Shapes: N
+scored tokens, E teacher width.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdrun.data.scored import scored_positions
+from kdrun.data.batch import Batch
 from kdrun.losses import Loss, chunked_objective
-from kdrun.models.heads import Head, head_of, hidden_states
+from kdrun.models.heads import Head, head_of, scored_hidden_states
 
 Probe = Callable[[Tensor, Tensor], None]
 
@@ -24,8 +24,8 @@ class Teacher(Protocol):
 
     head: Head
 
-    def hidden(self, ids_BT: Tensor, index_N: Tensor) -> Tensor:
-        """Hidden states [N, E] at the flat positions `index_N` of [B * T]; no gradient."""
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states [N, E] at the scored positions of a batch, in its order; no gradient."""
         ...
 
 
@@ -37,10 +37,10 @@ class LiveTeacher:
         self.head = head_of(model) if rows is None else head_of(model).cut(rows)
 
     @torch.no_grad()
-    def hidden(self, ids_BT: Tensor, index_N: Tensor) -> Tensor:
-        """One forward pass of the body, in the teacher's own dtype."""
-        with torch.autocast(ids_BT.device.type, enabled=False):
-            return hidden_states(self.model, ids_BT).flatten(0, 1)[index_N]
+    def hidden(self, batch: Batch) -> Tensor:
+        """One forward pass of the body a group, in the teacher's own dtype."""
+        with torch.autocast(batch.target_N.device.type, enabled=False):
+            return scored_hidden_states(self.model, batch.groups)
 
 
 class StudentObjective(nn.Module):
@@ -69,14 +69,14 @@ class StudentObjective(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(
-        self, ids_BT: Tensor, labels_BT: Tensor, teacher: Teacher | None = None, probe: Probe | None = None
+        self, batch: Batch, teacher: Teacher | None = None, probe: Probe | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(total, cross-entropy, divergence): sums over scored tokens; only the total carries a gradient."""
-        index_N, target_N = scored_positions(labels_BT)
-        teacher_hidden_NE = teacher.hidden(ids_BT, index_N) if teacher is not None else None
-        student_hidden_ND = hidden_states(self.student, ids_BT).flatten(0, 1)[index_N]
-        if torch.is_autocast_enabled(ids_BT.device.type):  # the head's products in the body's precision
-            student_hidden_ND = student_hidden_ND.to(torch.get_autocast_dtype(ids_BT.device.type))
+        device_type = batch.target_N.device.type
+        teacher_hidden_NE = teacher.hidden(batch) if teacher is not None else None
+        student_hidden_ND = scored_hidden_states(self.student, batch.groups)
+        if torch.is_autocast_enabled(device_type):  # the head's products in the body's precision
+            student_hidden_ND = student_hidden_ND.to(torch.get_autocast_dtype(device_type))
         head = head_of(self.student).cut(self.rows)
         theirs = teacher.head if teacher is not None else None
         sums = chunked_objective(
@@ -85,7 +85,7 @@ class StudentObjective(nn.Module):
             head.weight_VD,
             teacher_hidden_NE,
             theirs.weight_VD if theirs else None,
-            target_N,
+            batch.target_N,
             student_bias_V=head.bias_V,
             teacher_bias_V=theirs.bias_V if theirs else None,
             student_scale=head.scale,

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from kdrun.data.batch import Batch, Group, make_batch
 from kdrun.data.encoding import EncodedSet
-from kdrun.data.scored import collate, scored_positions
+from kdrun.data.scored import collate
 from kdrun.losses import LOSSES, Loss, make_loss
 from kdrun.training.loop import Loop, LoopSettings, NonFiniteLoss
 from kdrun.training.objective import LiveTeacher, StudentObjective
@@ -57,8 +59,8 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient(name: str, st
 @pytest.mark.parametrize("name", ["fkl", "rkl", "akl", "jsd"])
 def test_a_teacher_shifted_by_one_token_raises_the_loss(name: str, student: Any, rows: EncodedSet) -> None:
     class Shifted(LiveTeacher):
-        def hidden(self, ids_BT: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
-            return super().hidden(ids_BT, index_N - 1)
+        def hidden(self, batch: Batch) -> torch.Tensor:
+            return super().hidden(replace(batch, groups=tuple(Group(ids, index - 1) for ids, index in batch.groups)))
 
     loop = make_loop(student, make_loss(name), rows, kd_ratio=1.0)
     loop.teacher = Shifted(copy.deepcopy(student), rows=None)
@@ -68,8 +70,8 @@ def test_a_teacher_shifted_by_one_token_raises_the_loss(name: str, student: Any,
 
 def test_every_response_token_and_eos_is_learned_from_and_no_prompt_token(student: Any, rows: EncodedSet) -> None:
     """Gradient of the objective with respect to hidden states: at P-1 .. L-2 of each row and nowhere else."""
-    batch = [rows.row(i) for i in range(6)]
-    ids, labels = collate(batch, END)
+    batch = make_batch(rows, range(6), pad_id=END, device="cpu")
+    assert len(batch.groups) == 1
     seen: dict[str, torch.Tensor] = {}
 
     def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -77,12 +79,13 @@ def test_every_response_token_and_eos_is_learned_from_and_no_prompt_token(studen
         seen["hidden"] = output
 
     hook = student.transformer.ln_f.register_forward_hook(keep)
-    total, *_ = StudentObjective(student, make_loss("fkl"), kd_ratio=0.5)(ids, labels, LiveTeacher(tiny(5), rows=None))
+    total, *_ = StudentObjective(student, make_loss("fkl"), kd_ratio=0.5)(batch, LiveTeacher(tiny(5), rows=None))
     total.backward()
     hook.remove()
     touched = seen["hidden"].grad.abs().sum(-1) > 0
-    for row, (row_ids, prompt) in zip(touched, batch, strict=True):
-        expected = [prompt - 1 <= t <= len(row_ids) - 2 for t in range(ids.shape[1])]
+    for row, number in zip(touched, batch.rows, strict=True):
+        row_ids, prompt = rows.row(number)
+        expected = [prompt - 1 <= t <= len(row_ids) - 2 for t in range(touched.shape[1])]
         assert row.tolist() == expected
 
 
@@ -177,9 +180,8 @@ def test_only_scored_positions_meet_the_vocabulary(student: Any, rows: EncodedSe
                     self.numel = max(self.numel, tensor.numel())
             return out
 
-    ids, labels = collate([rows.row(i) for i in range(8)], END)
-    num_scored = len(scored_positions(labels)[1])
+    batch = make_batch(rows, range(8), pad_id=END, device="cpu")
     with Largest() as largest:
-        StudentObjective(student, make_loss("fkl"))(ids, labels, LiveTeacher(tiny(4), rows=None))[0].backward()
-    assert num_scored * VOCABULARY < ids.numel() * VOCABULARY
-    assert 0 < largest.numel <= num_scored * VOCABULARY
+        StudentObjective(student, make_loss("fkl"))(batch, LiveTeacher(tiny(4), rows=None))[0].backward()
+    assert batch.num_scored * VOCABULARY < batch.num_positions * VOCABULARY
+    assert 0 < largest.numel <= batch.num_scored * VOCABULARY

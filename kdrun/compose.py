@@ -1,0 +1,190 @@
+"""From words to typed configs: every cell of a command composed and validated with Hydra's public API.
+
+hydra.main would report errors in many lines; here each is one line that names the key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from kdrun import cli, explain
+from kdrun.config import CONFIGS, Section
+from kdrun.errors import UserError
+from kdrun.words import expand_short_key, key_of, quote, value_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of a command, composed and validated."""
+
+    config: Section
+    composed: DictConfig  # with the hydra node
+    words: list[str]
+
+
+def complete(command: str, overrides: list[str]) -> list[str]:
+    """Add what follows from resume=DIR (the words that the run was started with) and run=DIR (where to write)."""
+    from kdrun.runs.directory import RunDirectory, evaluation_directory
+
+    if command == "train" and (folder := value_of(overrides, "resume")):
+        run = RunDirectory.open(folder, key="resume")
+        here = f"hydra.run.dir={quote(str(run.path))}"
+        return [*run.record["overrides"], *overrides, here]
+    if command == "evaluate" and (folder := value_of(overrides, "run")) and not value_of(overrides, "hydra.run.dir"):
+        run = RunDirectory.open(folder, key="run")
+        name = value_of(overrides, "name") or value_of(overrides, "eval") or "quick"
+        return [*overrides, f"hydra.run.dir={quote(str(evaluation_directory(run.path, name)))}"]
+    return overrides
+
+
+def compose_cells(command: str, overrides: list[str], options: argparse.Namespace, conf: Path) -> list[Cell]:
+    """Compose and validate every job that Hydra will run.
+
+    Raises:
+        UserError: in one line, for anything that Hydra or the schema refuses.
+    """
+    search = search_words(options.config_dir)
+    if options.config_dir and not Path(options.config_dir).is_dir():
+        raise UserError(f"--config-dir {options.config_dir}: no such folder")
+    name = options.config_name or command
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        grid = sweep_words(name, overrides, search, command, conf) if options.multirun else [overrides]
+        return [compose_cell(command, name, words + search, conf) for words in grid]
+
+
+def search_words(config_dir: str | None) -> list[str]:
+    """--config-dir as an override, for the compose API."""
+    return [f"hydra.searchpath=[{quote('file://' + str(Path(config_dir).absolute()))}]"] if config_dir else []
+
+
+def compose_cell(command: str, name: str, words: list[str], conf: Path) -> Cell:
+    """One job: composed, resolved, validated."""
+    composed = compose_or_explain(command, name, words, conf)
+    with open_dict(composed.hydra):  # what hydra.main will fill in; a config may refer to it
+        composed.hydra.runtime.output_dir = "."
+        composed.hydra.job.num = 0
+        composed.hydra.job.id = "0"
+    HydraConfig.instance().set_config(composed)
+    return Cell(validate(command, composed, words), composed, words)
+
+
+def compose_or_explain(command: str, name: str, words: list[str], conf: Path) -> DictConfig:
+    """Hydra's compose, its errors in one line."""
+    try:
+        return compose(name, overrides=words, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain_hydra(error, command, words, conf)) from error
+
+
+def validate(command: str, composed: DictConfig, words: Sequence[str]) -> Section:
+    """The typed config of a composed job.
+
+    Raises:
+        UserError: naming the key, its value and what is allowed.
+    """
+    config = composed.copy()
+    with open_dict(config):
+        config.pop("hydra", None)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain_hydra(error, command, words, cli.CONF)) from error
+    assert isinstance(plain, dict)
+    plain.pop("experiment", None)
+    model = CONFIGS[command]
+    if "train" not in model.model_fields:  # a pair brings the training that goes with it
+        plain.pop("train", None)
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(explain.explain_validation(error, defaults_of(composed, words), model)) from error
+
+
+def defaults_of(composed: DictConfig, words: Sequence[str]) -> dict[str, Any]:
+    """The config without the typed values (but with the typed groups), to show an allowed value beside a bad one."""
+    groups = [word for word in words if "." not in key_of(word) and key_of(word) in composed.hydra.runtime.choices]
+    try:
+        config = compose(composed.hydra.job.config_name, overrides=groups)
+        plain = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException):
+        return {}
+    return plain if isinstance(plain, dict) else {}  # type: ignore[return-value]
+
+
+def sweep_words(name: str, overrides: list[str], search: list[str], command: str, conf: Path) -> list[list[str]]:
+    """The overrides of every cell: first each value of each axis once (errors come soon), then the whole grid."""
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(explain_hydra(error, command, overrides, conf)) from error
+    fixed = [word.input_line or "" for word in parsed if not word.is_sweep_override()]
+    hydra = compose_or_explain(command, name, fixed + search, conf).hydra
+    if not str(hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return [fixed]  # another sweeper chooses the values: only the rest can be checked
+    typed = {override.get_key_element() for override in parsed}
+    configured = [expand_short_key(f"{key}={value}") for key, value in (hydra.sweeper.get("params") or {}).items()]
+    axes = [axis for axis in parsed if axis.is_sweep_override()]
+    axes += [axis for axis in parser.parse_overrides(configured) if axis.get_key_element() not in typed]
+    values = [axis_values(axis) for axis in axes]
+    singles = [
+        fixed + [words[0] for words in values[:i]] + [word] + [words[0] for words in values[i + 1 :]]
+        for i, axis in enumerate(values)
+        for word in axis
+    ]
+    grid = [fixed + list(words) for words in itertools.product(*values)]
+    seen: dict[tuple[str, ...], list[str]] = {tuple(words): words for words in [*singles, *grid]}
+    return list(seen.values())
+
+
+def axis_values(axis: Override) -> list[str]:
+    """The words of one swept key: loss.mu=0.3, loss.mu=0.5, ..."""
+    if axis.is_sweep_override() and not axis.is_discrete_sweep():
+        raise UserError(
+            f"{axis.input_line}: the basic sweeper takes lists and range(...), not intervals; "
+            "write the values, or choose a sweeper that searches (hydra/sweeper=...)"
+        )
+    if not axis.is_sweep_override():
+        return [axis.input_line or ""]
+    return [f"{axis.get_key_element()}={value}" for value in axis.sweep_string_iterator()]
+
+
+def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Path) -> str:
+    """Hydra's and OmegaConf's errors in one line."""
+    text = str(error)
+    if match := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
+        group, option = match.groups()
+        options = re.findall(r"^\t([^_\s]\S*)$", text, flags=re.MULTILINE) or explain.group_options(conf, group)
+        return f"no {group}={option}{explain.suggest(option, options)} (there are {', '.join(options)})"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        if "No match in the defaults list" in text:
+            near = explain.suggest(match[1], explain.known_keys(command, conf))
+            return f"{match[1]}: not a config group of {command}{near}"
+        choices = {group: value_of(words, group) or "" for group in explain.UNIONS}
+        choices["loss"] = choices["loss"] or "akl"
+        return explain.unknown_key(match[1], command, conf, choices)
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values; use `kdrun sweep` for one run each, or [a,b] for a list"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}= is required: type {error.full_key}=VALUE"
+    if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
+        return f"{error.full_key}: {text.splitlines()[0]}"
+    text = re.sub(r"\s*See https?://\S+ for details", "", text)
+    return f"{' '.join(text.split())}; overrides are typed KEY=VALUE"

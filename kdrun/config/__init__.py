@@ -1,0 +1,29 @@
+"""What a run may be told: every key, its type and its range. The values themselves stand in conf/, none here.
+
+Unknown keys and missing keys are errors; a validated config is frozen. Nothing here imports torch or Hydra, so that a
+typing error is answered at once.
+"""
+
+from kdrun.config.commands import CONFIGS, EvaluateConfig, TrainConfig
+from kdrun.config.losses import LOSS_SECTIONS, SHORT_KEYS, Loss, loss_parameters
+from kdrun.config.parts import Data, EmbeddedData, Evaluation, HubData, JsonlData, Pair, PretrainedPair, ScratchPair
+from kdrun.config.section import Section
+
+__all__ = [
+    "CONFIGS",
+    "LOSS_SECTIONS",
+    "SHORT_KEYS",
+    "Data",
+    "EmbeddedData",
+    "EvaluateConfig",
+    "Evaluation",
+    "HubData",
+    "JsonlData",
+    "Loss",
+    "Pair",
+    "PretrainedPair",
+    "ScratchPair",
+    "Section",
+    "TrainConfig",
+    "loss_parameters",
+]

@@ -1,0 +1,100 @@
+"""Before the runs of a command start: what a config alone cannot say is checked, and a missing teacher is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from kdrun.compose import Cell, search_words
+from kdrun.config import EvaluateConfig, TrainConfig
+from kdrun.errors import UserError
+from kdrun.words import key_of, quote, value_of
+
+
+def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool) -> None:
+    """What a config alone cannot say: files exist and parse, the run directory is free, a resumed run is the same."""
+    from kdrun.commands.preconditions import check_evaluate, check_resume, check_train
+    from kdrun.runs.directory import RunDirectory
+
+    seen: set[str] = set()
+    for cell in cells:
+        config = cell.config
+        key = repr(getattr(config, "data", None)) + repr(getattr(config, "pair", None))
+        if key in seen:  # one look at each file, however many cells a sweep has
+            continue
+        seen.add(key)
+        if isinstance(config, TrainConfig):
+            check_train(config)
+        elif isinstance(config, EvaluateConfig):
+            check_evaluate(config)
+    config = cells[0].config
+    if isinstance(config, TrainConfig) and config.resume is not None:
+        if multirun:
+            raise UserError(
+                "resume=: continues one run; resume the cells of a sweep one by one with kdrun train resume=DIR/N"
+            )
+        run = RunDirectory.open(config.resume, key="resume")
+        typed = {key_of(word) for word in overrides[len(run.record["overrides"]) :]}
+        check_resume(config, run, sorted(typed - {"resume", "hydra.run.dir"}))
+    elif multirun and (folder := value_of(overrides, "hydra.sweep.dir")) and any(Path(folder).glob("*/run.json")):
+        raise UserError(f"hydra.sweep.dir={folder}: holds a sweep already; choose another folder")
+    elif not multirun and (folder := value_of(overrides, "hydra.run.dir")) and (Path(folder) / "run.json").exists():
+        raise UserError(
+            f"hydra.run.dir={folder}: holds a run already; choose another folder, or go on with resume={folder}"
+        )
+
+
+def make_missing_teachers(
+    cells: list[Cell], config_dir: str | None, conf: Path, *, train: Callable[[list[str]], None]
+) -> None:
+    """Run the fine-tuning of a scratch pair's teacher when its folder is not there yet, once for all cells.
+
+    Args:
+        train: runs `kdrun train` with these words.
+    """
+    from kdrun.commands.preconditions import missing_teacher
+    from kdrun.runs.directory import claim
+
+    for cell in {repr(cell.config.pair) + repr(cell.config.data): cell for cell in cells}.values():  # type: ignore[attr-defined]
+        folder = missing_teacher(cell.config)  # type: ignore[arg-type]
+        if folder is None:
+            continue
+        with claim(folder):  # two processes that want the same teacher train it once
+            if missing_teacher(cell.config) is None:  # type: ignore[arg-type]
+                continue
+            words = ["--config-dir", config_dir] if config_dir else []
+            words += teacher_words(cell, folder, conf, search_words(config_dir))
+            print(f"No teacher at {folder} yet: fine-tuning one, once. The same by hand:", file=sys.stderr)
+            print("  kdrun train " + " ".join(words), file=sys.stderr)
+            train(words)
+
+
+def teacher_words(cell: Cell, folder: Path, conf: Path, search: list[str]) -> list[str]:
+    """The words that fine-tune the teacher which a cell wants: its pair and its data, train=tiny_teacher."""
+    if (folder / "run.json").exists():
+        return [f"resume={folder}"]
+    choices = cell.composed.hydra.runtime.choices
+    groups = [f"pair={choices.pair}", f"data={choices.data}"]
+    words = ["role=teacher", "loss=sft", "train=tiny_teacher", *groups, "name=teacher"]
+    words.append(f"track.mode={cell.composed.track.mode}")
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        plain = compose("train", overrides=[*search, *(word for word in groups if word != "data=jsonl")])
+    for group in ("pair", "data"):
+        wanted = cast("dict[str, Any]", OmegaConf.to_container(cell.composed[group], resolve=True))
+        for key, value in wanted.items():
+            if key not in ("teacher", "student") and value != OmegaConf.select(plain, f"{group}.{key}"):
+                words.append(f"{group}.{key}={quote(value)}")
+    words.append(f"pair.teacher={quote(str(folder))}")
+    return [*words, f"hydra.run.dir={quote(str(folder))}"]
+
+
+def pin_sweep_directory(overrides: list[str], composed: DictConfig) -> list[str]:
+    """Fix hydra.sweep.dir now (it holds the time), so that the summary at the end knows where to look; put it last."""
+    given = [word for word in overrides if key_of(word) == "hydra.sweep.dir"]
+    folder = value_of(given, "hydra.sweep.dir") or composed.hydra.sweep.dir
+    return [*(word for word in overrides if word not in given), f"hydra.sweep.dir={quote(folder)}"]
