@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdrun.losses.fkl import kl
 from kdrun.losses.fkl_rkl import mix_with_gradient
-from kdrun.losses.head import HEAD_RULES, head_share, head_weight
+from kdrun.losses.head import HEAD_RULES, head_and_tail_gaps, head_weight
 from kdrun.losses.interface import Loss, teacher_of
 from kdrun.losses.parameters import checked_choice, checked_flag, checked_number
 
@@ -44,8 +44,5 @@ class Akl(Loss):
         return self._forward_weight(log_q_NV.exp(), log_p_NV.exp())
 
     def _forward_weight(self, q_NV: Tensor, p_NV: Tensor) -> Tensor:
-        gap_NV = torch.sub(p_NV, q_NV).abs_()
-        total_N = gap_NV.sum(-1)
-        head_N = gap_NV.mul_(head_share(p_NV, mu=self.mu, head=self.head)).sum(-1)
-        weight_N = head_weight(head_N, total_N - head_N)
+        weight_N = head_weight(*head_and_tail_gaps(p_NV, q_NV, mu=self.mu, head=self.head))
         return 1 - weight_N if self.reversed else weight_N

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdrun.losses import Loss, make_loss
+from kdrun.losses import Loss, head, head_border, make_loss
+from kdrun.native import compiled
 
 TYPICAL: list[tuple[str, dict[str, Any]]] = [
     ("fkl", {}),
@@ -74,3 +75,14 @@ def random_logits() -> Callable[..., Tensor]:
         return spread * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     return make
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The head by the compiled search and by the one in torch."""
+    if request.param == "torch":
+        for module in (head, head_border):
+            monkeypatch.setattr(module, "compiled_for", lambda p_NV: None)
+    elif compiled("head_border") is None:
+        pytest.skip("no C compiler")
+    return request.param

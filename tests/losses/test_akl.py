@@ -6,6 +6,8 @@ from kdrun.losses import make_loss
 from kdrun.losses.fkl import kl
 from kdrun.losses.head import head_share
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 # The two examples of the protocol, worked by hand. First: q uniform.
 FIRST_P = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]])
 SECOND_P, SECOND_Q = torch.tensor([[0.6, 0.2, 0.1, 0.05, 0.05]]), torch.tensor([[0.2, 0.3, 0.2, 0.2, 0.1]])

@@ -5,6 +5,8 @@ import torch
 
 from kdrun.losses import divergence_diagnostics, make_loss
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 TEACHER = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]]).log()
 
 

@@ -4,6 +4,8 @@ import torch
 from kdrun.errors import UserError
 from kdrun.losses import make_loss
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 TEACHER = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]]).log()  # against a uniform student: gaps .2, .1, .05, .1, .15
 
 

@@ -10,6 +10,8 @@ import torch
 
 from kdrun.losses import make_loss
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 VECTORS = Path(__file__).parents[3] / "shared" / "reference" / "divergences.npz"
 
 
