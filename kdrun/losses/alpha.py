@@ -14,6 +14,8 @@ class Alpha(Loss):
     Hellinger distance 1 - sum sqrt(p q).
     """
 
+    is_f_divergence = True
+
     def __init__(self, *, alpha: float = 0.5) -> None:
         self.alpha = checked_number("alpha", alpha, example=0.5)
 

@@ -18,6 +18,7 @@ from kdrun.losses.interface import Loss, drop_impossible, log_softmax, nats_and_
 from kdrun.losses.linear_head import LinearHead
 from kdrun.losses.row_blocks import row_blocks
 from kdrun.losses.sft import cross_entropy, cross_entropy_gradient
+from kdrun.native import fast_float32_products
 
 CHUNK_BYTES = 128 * 2**20  # budget of the [C, V] tensors together
 WORK_TENSORS = 2  # [C, V] float32: logits of both models; the loss works on a few rows at a time, see row_blocks.py
@@ -113,7 +114,7 @@ def chunked_objective(  # noqa: PLR0917
         grad_enabled=torch.is_grad_enabled(),
     )
     _check(job, student_hidden_ND, student_weight_VD)
-    with torch.autocast(student_hidden_ND.device.type, enabled=False):
+    with torch.autocast(student_hidden_ND.device.type, enabled=False), fast_float32_products():
         total, cross_entropy_sum, own_sum = _ChunkedObjective.apply(
             student_hidden_ND, student_weight_VD, student_bias_V, job
         )
@@ -252,11 +253,24 @@ def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) ->
             grad_hidden_ND[rows] = gradient_CV @ back_weight_VD
         if grad_weight_VD is not None:
             hidden_CD = hidden_ND[rows].to(back_dtype)
-            if grad_weight_VD.dtype == back_dtype:
-                grad_weight_VD.addmm_(gradient_CV.T, hidden_CD)
-            else:
-                grad_weight_VD += gradient_CV.T @ hidden_CD
+            add_product_(grad_weight_VD, gradient_CV.T, hidden_CD, chunks.product_VD)
     return own_sum, cross_entropy_sum
+
+
+def add_product_(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor, product_VD: Tensor | None) -> None:
+    """sum += left @ right, the sum in float32 where the factors have 16 bits.
+
+    On a GPU the product comes in float32, too. The CPU has no such kernel: each chunk's product is rounded to 16 bits
+    (in `product`), once for all its tokens, and the chunks are added in float32.
+    """
+    if product_VD is None:
+        sum_VD.addmm_(left_VC, right_CD)
+    elif sum_VD.is_cuda:
+        torch.addmm(sum_VD, left_VC, right_CD, out_dtype=sum_VD.dtype, out=sum_VD)
+    else:
+        torch.mm(left_VC, right_CD, out=product_VD)
+        for rows in row_blocks(*sum_VD.shape, sum_VD.device.type):  # whole, a copy in float32 would be made first
+            sum_VD[rows] += product_VD[rows]
 
 
 class _Chunks:
@@ -277,6 +291,9 @@ class _Chunks:
             self.teacher_head = job.teacher[1].to(self.teacher_hidden_NE.dtype)
             self.teacher_CV = self.teacher_hidden_NE.new_empty(shape)
         self.gradient_CV = self.student_CV
+        self.product_VD: Tensor | None = None  # of gradient and hidden states, where it has fewer bits than their sum
+        if with_gradient and back_dtype not in (torch.float32, torch.float64):
+            self.product_VD = hidden_ND.new_empty(shape[1], hidden_ND.shape[1], dtype=back_dtype)
         if with_gradient and back_dtype != hidden_ND.dtype:
             self.gradient_CV = hidden_ND.new_empty(shape, dtype=back_dtype)
 

@@ -12,6 +12,8 @@ from kdrun.losses.interface import Loss, dot, teacher_of
 class Fkl(Loss):
     """sum p log(p/q); gradient in the student's logits: q - p."""
 
+    is_f_divergence = True
+
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return kl(log_p_NV, log_q_NV)
 

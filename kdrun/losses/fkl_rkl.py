@@ -11,6 +11,8 @@ from kdrun.losses.parameters import checked_number
 class FklRkl(Loss):
     """weight KL(teacher || student) + (1 - weight) KL(student || teacher), weight in [0, 1]."""
 
+    is_f_divergence = True
+
     def __init__(self, *, weight: float = 0.5) -> None:
         self.weight = checked_number("weight", weight, low=0, high=1, example=0.5)
 

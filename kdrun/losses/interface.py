@@ -23,6 +23,8 @@ class Loss:
     """
 
     needs_teacher: ClassVar[bool] = True
+    # Whether merging vocabulary entries can only lessen it: then it can be taken on the likeliest entries and a rest.
+    is_f_divergence: ClassVar[bool] = False
 
     def __call__(
         self, student_logits_NV: Tensor, teacher_logits_NV: Tensor | None = None, target_N: Tensor | None = None

@@ -20,6 +20,8 @@ class Jsd(Loss):
     and by 1 - beta. So the value is not continuous there (the formula itself tends to 0).
     """
 
+    is_f_divergence = True
+
     def __init__(self, *, beta: float = 0.5) -> None:
         self.beta = checked_number("beta", beta, low=0, high=1, example=0.5)
 

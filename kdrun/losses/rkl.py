@@ -13,6 +13,8 @@ from kdrun.losses.interface import Loss, dot, teacher_of
 class Rkl(Loss):
     """sum q log(q/p); gradient in the student's logits: q (log(q/p) - RKL)."""
 
+    is_f_divergence = True
+
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return kl(log_q_NV, log_p_NV)
 

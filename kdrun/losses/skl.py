@@ -15,6 +15,8 @@ from kdrun.losses.parameters import checked_number
 class Skl(Loss):
     """KL(teacher || alpha teacher + (1 - alpha) student), alpha in [0, 1); alpha = 0 is KL(teacher || student)."""
 
+    is_f_divergence = True
+
     def __init__(self, *, alpha: float = 0.1) -> None:
         self.alpha = checked_number("alpha", alpha, low=0, high=1, high_open=True, example=0.1)
 

@@ -14,6 +14,8 @@ from kdrun.losses.skl import log_first_over_mixture, skewed_kl
 class Srkl(Loss):
     """KL(student || alpha student + (1 - alpha) teacher), alpha in [0, 1); alpha = 0 is KL(student || teacher)."""
 
+    is_f_divergence = True
+
     def __init__(self, *, alpha: float = 0.1) -> None:
         self.alpha = checked_number("alpha", alpha, low=0, high=1, high_open=True, example=0.1)
 

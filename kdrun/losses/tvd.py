@@ -8,6 +8,8 @@ from kdrun.losses.interface import Loss, teacher_of, through_log_softmax_
 class Tvd(Loss):
     """1/2 sum abs(p - q), in [0, 1]; the gradient is taken as 0 at entries where p = q."""
 
+    is_f_divergence = True
+
     def divergence(self, log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
         return 0.5 * (log_p_NV.exp() - log_q_NV.exp()).abs().sum(-1)
 

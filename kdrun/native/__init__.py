@@ -1,8 +1,9 @@
-"""C compiled on the machine that runs it, once, where a loop over rows in a core's cache beats torch's operations.
+"""What makes the processor at hand fast: C compiled on the spot, and the better of torch's two matrix libraries.
 
-A compiler is no requirement: without one every caller has a way in torch, and a line of the log says so once.
+None of it is required: without a compiler every caller has a way in torch, and a line of the log says so once.
 """
 
 from kdrun.native.compiled import compiled, pointer
+from kdrun.native.products import fast_float32_products
 
-__all__ = ["compiled", "pointer"]
+__all__ = ["compiled", "fast_float32_products", "pointer"]
