@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt
 DEMO := outputs/demo
 
-.PHONY: setup demo test check lock
+.PHONY: setup demo test check lock bench
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -27,6 +27,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Peers to compare with, then every benchmark; tables and pictures in outputs/bench/.
+bench: setup
+	$(UV) -e '.[dev,bench]'
+	for which in loss objective step cache startup; do $(BIN)/kdrun bench $$which || exit 1; done
 
 check: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -90,13 +91,57 @@ def _compare(directories: list[Path], csv: Path | None, plot: Path | None, basel
     run(directories, csv=csv, plot=plot, baselines=baselines)
 
 
+@app.command(
+    context_settings=HYDRA,
+    help=f"""Measure contestants side by side (kdrun's, the textbook's, installed peers'): time, memory, one picture.
+
+WHICH: {options("bench")}. Peers come with `make bench`, which runs them all.
+
+Examples: kdrun bench loss | kdrun bench objective bench.tokens=512 | kdrun bench step bench.data=my.jsonl""",
+)
+def bench(
+    which: Annotated[str, typer.Argument(metavar="WHICH", help="The benchmark.")] = "", overrides: Overrides = None
+) -> None:
+    """Measure side by side."""
+    if not which or "=" in which or which.startswith("-"):
+        typer.echo(f"kdrun: bench: say which first, one of {options('bench')}; for example kdrun bench loss", err=True)
+        raise typer.Exit(2)
+    launch("bench", [f"bench={which}", *(overrides or [])])
+
+
+@app.command(
+    context_settings=HYDRA,
+    help="""Make the teacher caches that a training will read (teacher=cached), ahead of it; or list them.
+
+The words are those of train; a sweep's words are as good. ls lists what lies in a directory (outputs/cache).
+
+Examples: kdrun cache pair=gpt2 | kdrun cache data=docstrings cache.topk=50 | kdrun cache ls | kdrun cache ls DIR""",
+)
+def cache(overrides: Overrides = None) -> None:
+    """Make or list teacher caches."""
+    words = list(overrides or [])
+    if words[:1] == ["ls"]:
+        from kdrun.launch import answer
+
+        return answer(lambda: _list_caches(words[1:]))
+    from kdrun.launch import cache as run
+
+    return run(words, CONF)
+
+
+def _list_caches(words: list[str]) -> None:
+    from kdrun.commands.cache import list_caches
+
+    list_caches(Path(words[0]) if words else Path(os.environ.get("KDRUN_OUTPUTS", "outputs")) / "cache")
+
+
 @app.command(context_settings=HYDRA)
 def show(overrides: Overrides = None) -> None:
     """Print the composed, checked config of `kdrun train` (or: kdrun show evaluate ...) without running it."""
     from kdrun.launch import show as run
 
     words = list(overrides or [])
-    command = words.pop(0) if words and words[0] in ("train", "evaluate") else "train"
+    command = words.pop(0) if words and words[0] in ("train", "evaluate", "bench") else "train"
     run(command, words)
 
 

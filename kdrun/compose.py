@@ -178,7 +178,7 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
             near = explain.suggest(match[1], explain.known_keys(command, conf))
             return f"{match[1]}: not a config group of {command}{near}"
         choices = {group: value_of(words, group) or "" for group in explain.UNIONS}
-        choices["loss"] = choices["loss"] or "akl"
+        choices |= {"loss": choices["loss"] or "akl", "teacher": choices["teacher"] or "live"}
         return explain.unknown_key(match[1], command, conf, choices)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values; use `kdrun sweep` for one run each, or [a,b] for a list"

@@ -12,9 +12,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from kdrun.config import SHORT_KEYS, EvaluateConfig, TrainConfig
+from kdrun.config import CONFIGS, SHORT_KEYS
 
-UNIONS = {"loss": "name", "pair": "kind", "data": "name"}  # config node -> the key that tells its sections apart
+UNIONS = {
+    "loss": "name",
+    "pair": "kind",
+    "data": "name",
+    "teacher": "kind",
+    "bench": "name",
+}  # config node -> the key that tells its sections apart
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -30,11 +36,11 @@ def group_options(conf: Path, group: str) -> list[str]:
 
 def known_keys(command: str, conf: Path) -> dict[str, list[str]]:
     """Every key of a command's config -> the `group=option` choices that have it (empty: always there)."""
-    model = TrainConfig if command == "train" else EvaluateConfig
+    model = CONFIGS[command]
     keys: dict[str, list[str]] = {key: [] for key in model.model_fields}
     if command == "train":
         keys["experiment"] = []
-    for group in ("loss", "pair", "data", "train", "eval", "track"):
+    for group in ("loss", "pair", "data", "teacher", "train", "eval", "track", "bench"):
         if group not in keys:
             continue
         for option in group_options(conf, group):

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdrun import cli
 from kdrun.compose import complete, compose_cells, validate
-from kdrun.config import CONFIGS, SHORT_KEYS, EvaluateConfig, Section, TrainConfig
+from kdrun.config import CONFIGS, SHORT_KEYS, BenchConfig, EvaluateConfig, Section, TrainConfig
 from kdrun.errors import UserError
 from kdrun.prepare import check, make_missing_teachers, pin_sweep_directory
 from kdrun.words import expand_short_key, key_of, read_flags, split_words
@@ -43,8 +43,11 @@ def answer(action: Callable[[], Any], typed: Sequence[str] = ()) -> Any:
         return action()
     except UserError as error:
         message = " ".join(str(error).split())
-    for key in {key_of(word) for word in typed} & SHORT_KEYS:
+    keys = {key_of(word) for word in typed}
+    for key in keys & SHORT_KEYS:
         message = re.sub(rf"\bloss\.{key}\b", key, message)
+    for key in (key for key in keys if key.startswith("cache.")):
+        message = message.replace(f"teacher.{key.removeprefix('cache.')}", key)
     print(f"kdrun: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -55,10 +58,10 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if any(flag in NO_CHECK for flag in flags):
         return run_hydra(command, flags, typed, conf)
     options = read_flags(flags)
-    overrides = answer(lambda: complete(command, [expand_short_key(word) for word in typed]))
+    overrides = answer(lambda: complete(command, [expand_short_key(word, command) for word in typed]))
     cells = answer(lambda: compose_cells(command, overrides, options, conf), typed)
     if not options.cfg:
-        answer(lambda: check(command, cells, overrides, options.multirun))
+        answer(lambda: check(command, cells, overrides, options.multirun), typed)
         if command == "train":
             answer(
                 lambda: make_missing_teachers(
@@ -78,6 +81,28 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     return None
 
 
+def cache(words: Sequence[str], conf: Path) -> None:
+    """Make the teacher caches of a training: the words of `kdrun train` (or of a sweep), teacher=cached implied."""
+    from kdrun.commands.cache import build_caches
+
+    flags, typed = split_words(words)
+    options = read_flags(flags)
+    options.multirun = True  # a sweep's words are as good: its cells share their caches
+    overrides = [expand_short_key(word) for word in typed]
+    if not any(key_of(word) == "teacher" for word in overrides):
+        overrides = ["teacher=cached", *overrides]
+    cells = answer(lambda: compose_cells("train", overrides, options, conf), typed)
+    answer(lambda: check("train", cells, overrides, False), typed)
+    answer(
+        lambda: make_missing_teachers(cells, options.config_dir, conf, train=lambda words: launch("train", words, conf))
+    )
+    try:
+        answer(lambda: build_caches([cell.config for cell in cells]), typed)
+    except KeyboardInterrupt:
+        print("kdrun: interrupted; the same words go on after the last whole shard", file=sys.stderr)
+        sys.exit(130)
+
+
 def print_sweep(folder: Path) -> None:
     """The table of a sweep's cells, when any has begun."""
     from kdrun.commands.compare import compare
@@ -90,7 +115,7 @@ def print_sweep(folder: Path) -> None:
 def show(command: str, words: Sequence[str]) -> None:
     """Print the composed, checked config of a command as YAML."""
     flags, typed = split_words(words)
-    overrides = [expand_short_key(word) for word in typed]
+    overrides = [expand_short_key(word, command) for word in typed]
     cells = answer(lambda: compose_cells(command, overrides, read_flags(flags), cli.CONF), typed)
     print(OmegaConf.to_yaml(OmegaConf.create(cells[0].config.model_dump(mode="json"))), end="")
 
@@ -139,6 +164,10 @@ def dispatch(config: Section, directory: Path, words: list[str], group: str | No
         from kdrun.commands.train import train
 
         return train(config, directory, overrides=words, group=group)
+    if isinstance(config, BenchConfig):
+        from kdrun.commands.bench import bench
+
+        return bench(config, directory, overrides=words)
     from kdrun.commands.evaluate import evaluate
 
     assert isinstance(config, EvaluateConfig)

@@ -11,20 +11,23 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun.compose import Cell, search_words
-from kdrun.config import EvaluateConfig, TrainConfig
+from kdrun.config import BenchConfig, EvaluateConfig, TrainConfig
 from kdrun.errors import UserError
 from kdrun.words import key_of, quote, value_of
 
 
 def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool) -> None:
     """What a config alone cannot say: files exist and parse, the run directory is free, a resumed run is the same."""
+    from kdrun.commands.bench import check_bench
     from kdrun.commands.preconditions import check_evaluate, check_resume, check_train
     from kdrun.runs.directory import RunDirectory
 
     seen: set[str] = set()
     for cell in cells:
         config = cell.config
-        key = repr(getattr(config, "data", None)) + repr(getattr(config, "pair", None))
+        key = "".join(repr(getattr(config, group, None)) for group in ("data", "pair", "teacher"))
+        if getattr(getattr(config, "teacher", None), "topk", None) is not None:
+            key += repr(config.loss)  # type: ignore[attr-defined]
         if key in seen:  # one look at each file, however many cells a sweep has
             continue
         seen.add(key)
@@ -32,6 +35,8 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool)
             check_train(config)
         elif isinstance(config, EvaluateConfig):
             check_evaluate(config)
+        elif isinstance(config, BenchConfig):
+            check_bench(config)
     config = cells[0].config
     if isinstance(config, TrainConfig) and config.resume is not None:
         if multirun:

@@ -36,8 +36,15 @@ def read_flags(flags: Sequence[str]) -> argparse.Namespace:
     return parser.parse_known_args(list(flags))[0]
 
 
-def expand_short_key(word: str) -> str:
-    """mu=0.5 -> loss.mu=0.5, for every parameter of every loss; other words unchanged."""
+def expand_short_key(word: str, command: str = "train") -> str:
+    """mu=0.5 -> loss.mu=0.5, for every parameter of every loss; cache.topk=5 -> teacher.topk=5; others unchanged.
+
+    In evaluate, teacher=PATH -> teacher_path=PATH: to Hydra, teacher= is the config group of train.
+    """
+    if command == "evaluate" and key_of(word) == "teacher":
+        return word.replace("teacher", "teacher_path", 1)
+    if match := re.match(r"^(\+\+|\+|~)?cache\.(?=[a-z]+(=|$))", word):
+        return f"{match[1] or ''}teacher.{word[match.end() :]}"
     match = re.match(r"^(\+\+|\+|~)?([a-z_]+)(?==|$)", word)
     return f"{match[1] or ''}loss.{word[len(match[1] or '') :]}" if match and match[2] in SHORT_KEYS else word
 

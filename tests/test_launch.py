@@ -38,7 +38,7 @@ TRAIN = {
     "train.lr=0": ["train.lr=0", "above 0"],
     "train.max_steps=0": ["train.max_steps=0", "at least 1"],
     "train.betas=[0.9,2]": ["train.betas.1=2", "less than 1"],
-    "train.precision=fp8": ["train.precision=fp8", "fp32, bf16"],
+    "train.precision=fp8": ["train.precision=fp8", "auto, fp32, bf16"],
     "train.micro_batch_size=0": ["train.micro_batch_size=0", "at least 1 or null"],
     "track.mode=onlin": ["track.mode=onlin", "auto, online, offline, disabled"],
     "data=jsonl": ["data.path= is required"],

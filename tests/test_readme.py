@@ -40,6 +40,6 @@ def test_a_command_of_the_readme_composes(command: str) -> None:
 
 def test_every_choice_is_named_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    for group in ("loss", "pair", "data", "train", "eval", "experiment"):
+    for group in ("loss", "pair", "data", "teacher", "train", "eval", "experiment"):
         for option in group_options(CONF, group):
             assert re.search(rf"\b{re.escape(option)}\b", text), f"{group}={option}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from kdrun.bench.memory import peak_in_own_process
-from kdrun.bench.timing import Timing, alternate, ratio
+from kdrun.bench.memory import peak_in_own_process, silence
+from kdrun.bench.timing import Timing, alternate, ratio, seconds_of
 
 Work = Callable[[], object]
 Kind = Literal["floor", "ours", "textbook", "peer"]
@@ -26,6 +27,7 @@ class Contestant:
     kind: Kind
     package: str | None = None  # what must be importable for it
     device: str | None = None  # the only type of device that it runs on
+    weighed: bool = True  # whether its memory is measured
 
 
 class Case(Protocol):
@@ -52,6 +54,23 @@ class Case(Protocol):
 
     def contestants(self) -> list[Contestant]:
         """Who competes, absent peers included."""
+        ...
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """Work that is done in a process of its own, which measures its own memory."""
+
+    def __call__(self) -> object:
+        """Do the task once more."""
+        ...
+
+    def close(self) -> int | None:
+        """End the process; its peak in bytes, None when it cannot be told."""
+        ...
+
+    def figures(self, seconds: Sequence[float]) -> dict[str, float]:
+        """Further figures of the rounds, tokens per second for instance."""
         ...
 
 
@@ -103,8 +122,10 @@ class Plan:
     reference: str
     targets: Sequence[Target]
     axis: str | None  # the size on the picture's horizontal axis, with its unit; None: bars
-    memory_means: str = "above the inputs"  # what the peak is measured from
-    facts: dict[str, Any] = field(default_factory=dict)
+    memory_means: str  # what the peak is measured from
+    floor: str | None = None  # the contestant that does only what nobody can do without
+    floor_units: float = 1.0  # how many times the floor's work a contestant has to do at least
+    floor_means: str = "share of the floor's speed"
 
 
 def is_installed(package: str) -> bool:
@@ -113,53 +134,74 @@ def is_installed(package: str) -> bool:
 
 
 def hold(
-    case: Case, *, repetitions: int, memory: bool, threads: int | None, report: Callable[[str], None] = lambda _: None
+    case: Case,
+    *,
+    repetitions: int,
+    memory: bool,
+    threads: int | None,
+    only: Sequence[str] | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Time every contestant of a case in alternation, then weigh each in a process of its own.
+    """Warm up and time the contestants of a case in alternation, then weigh each in a process of its own.
 
     A peer that fails is an entry with its error; a failure of ours is raised.
+
+    Args:
+        only: the contestants whose names contain one of these words; None: all.
     """
-    inputs = case.build()
-    works: dict[str, Any] = {}
+    silence()
+    device_type = case.device.partition(":")[0]
+    contestants = [
+        c
+        for c in case.contestants()
+        if c.device in (None, device_type) and (only is None or any(word in c.name for word in only))
+    ]
     notes: dict[str, str] = {}
-    here = case.device.partition(":")[0]
-    contestants = [c for c in case.contestants() if c.device in (None, here)]
-    for contestant in contestants:
-        if contestant.package is not None and not is_installed(contestant.package):
-            notes[contestant.name] = f"{contestant.package} is not installed"
-            continue
-        report(f"{case.label}: {contestant.name}, first call")
-        try:
-            work = contestant.start(inputs)
-            works[contestant.name] = (work, alternate({"": work}, repetitions=0, wait=_wait(here))[""].first_s)
-        except Exception as error:
-            if contestant.kind != "peer":
-                raise
-            notes[contestant.name] = f"failed: {_one_line(error)}"
-    timed = {name: work for name, (work, _) in works.items()}
-    report(f"{case.label}: {repetitions} rounds")
-    timings = alternate(timed, repetitions=repetitions, wait=_wait(here))
-    peaks: dict[str, int] = {}
-    for name, work in timed.items():
-        if hasattr(work, "close"):  # it ran in a process of its own all along, and knows its peak
-            peaks[name] = work.close()
-    del inputs, work, timed
-    works = {name: (None, first_s) for name, (_, first_s) in works.items()}  # the inputs are freed before the weighing
-    for name in works:
-        if memory and name not in peaks:
-            report(f"{case.label}: {name}, memory")
-            peaks[name] = peak_in_own_process(case, name, threads=threads)
-    return Outcome(
-        case,
-        [
-            Entry(c.name, c.kind, note=notes[c.name])
-            if c.name in notes
-            else Entry(
-                c.name, c.kind, Timing(works[c.name][1], timings[c.name].seconds), peaks.get(c.name)
-            )
-            for c in contestants
-        ],
-    )
+    report(f"{case.label}: {len(contestants)} contestants, {repetitions} rounds")
+    timings, peaks, extra = _time(case, contestants, notes, repetitions, device_type)
+    weighed = [c.name for c in contestants if memory and c.weighed and c.name in timings and c.name not in peaks]
+    if weighed:
+        report(f"{case.label}: memory of {len(weighed)}, each in a process of its own")
+    for name in weighed:
+        peaks[name] = peak_in_own_process(case, name, threads=threads)
+    entries = [
+        Entry(c.name, c.kind, timings.get(c.name), peaks.get(c.name), notes.get(c.name, ""), extra.get(c.name, {}))
+        for c in contestants
+    ]
+    return Outcome(case, entries)
+
+
+def _time(
+    case: Case,
+    contestants: Sequence[Contestant],
+    notes: dict[str, str],
+    repetitions: int,
+    device_type: str,
+) -> tuple[dict[str, Timing], dict[str, int | None], dict[str, dict[str, float]]]:
+    """Timings; peaks and further figures of the contestants that ran in processes of their own. Frees the inputs."""
+    measure = partial(seconds_of, wait=_wait(device_type))
+    inputs = case.build()
+    works: dict[str, Work] = {}
+    first: dict[str, float] = {}
+    try:
+        for c in contestants:
+            if c.package is not None and not is_installed(c.package):
+                notes[c.name] = f"{c.package} is not installed"
+                continue
+            try:
+                work = c.start(inputs)
+                first[c.name] = measure(work)
+                works[c.name] = work
+            except Exception as error:
+                if c.kind != "peer":
+                    raise
+                notes[c.name] = f"failed: {_one_line(error)}"
+        seconds = alternate(works, repetitions, measure=measure)
+    finally:
+        apart = {name: work for name, work in works.items() if isinstance(work, Apart)}
+        closed = {name: work.close() for name, work in apart.items()}
+    timings = {name: Timing(first[name], values) for name, values in seconds.items()}
+    return timings, closed, {name: work.figures(seconds[name]) for name, work in apart.items()}
 
 
 def judge(target: Target, outcome: Outcome, others: Sequence[Outcome]) -> dict[str, Any] | None:

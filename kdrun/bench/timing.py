@@ -27,32 +27,33 @@ class Spread:
     high: float
 
 
-def alternate(
-    works: Mapping[str, Callable[[], object]],
+def seconds_of(
+    work: Callable[[], object],
     *,
-    repetitions: int,
     wait: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
-    """Call each work once as warm-up, then once in each of `repetitions` rounds.
+) -> float:
+    """Seconds of one call.
 
     Args:
         wait: blocks until the device has done what it was given; called before every reading of the clock.
     """
+    wait()
+    start = clock()
+    work()
+    wait()
+    return clock() - start
 
-    def measure(work: Callable[[], object]) -> float:
-        wait()
-        start = clock()
-        work()
-        wait()
-        return clock() - start
 
-    first = {name: measure(work) for name, work in works.items()}
+def alternate(
+    works: Mapping[str, Callable[[], object]], repetitions: int, *, measure: Callable[[Callable[[], object]], float]
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of each work, one entry a round; warmed up already."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for order in orders(list(works), repetitions):
         for name in order:
             seconds[name].append(measure(works[name]))
-    return {name: Timing(first[name], tuple(seconds[name])) for name in works}
+    return {name: tuple(values) for name, values in seconds.items()}
 
 
 def orders(names: Sequence[str], repetitions: int) -> Iterator[list[str]]:

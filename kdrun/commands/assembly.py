@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdrun.config import Data, HubData, JsonlData, Pair, ScratchPair
-from kdrun.data.encoding import EncodedSet, encode
+from kdrun.config import Data, Evaluation, HubData, JsonlData, Pair, ScratchPair, TrainConfig
+from kdrun.data.encoding import EncodedSet
 from kdrun.data.examples import Example, Splits
 from kdrun.data.sources import load_splits
+from kdrun.data.stored import encode_once
 from kdrun.data.template import render_prompt
 from kdrun.errors import UserError
 from kdrun.models.loading import load_model, load_tokenizer
@@ -34,9 +35,10 @@ def load_data(data: Data) -> Splits:
 
 def encode_data(examples: list[Example], tokenizer: Any, data: Data, *, split: str) -> EncodedSet:
     """Tokens of a split; says how many rows were dropped for their prompt's length."""
-    rows = encode(
+    rows = encode_once(
         examples,
         tokenizer,
+        folder=None if data.encoded is None else Path(data.encoded),
         template=data.template,
         max_prompt_tokens=data.max_prompt_tokens,
         max_tokens=data.max_tokens,
@@ -57,36 +59,63 @@ def chosen_rows(available: int, wanted: int | None) -> list[int]:
     return sorted(random.Random(0).sample(range(available), wanted))
 
 
+def evaluated_rows(
+    splits: Splits, tokenizer: Any, data: Data, settings: Evaluation
+) -> tuple[list[Example], EncodedSet]:
+    """The examples of an evaluation, those with an overlong prompt left out, and their tokens."""
+    examples = getattr(splits, settings.split)
+    examples = [examples[i] for i in chosen_rows(len(examples), settings.num_examples)]
+    encoded = encode_data(examples, tokenizer, data, split=settings.split)
+    return [examples[int(i)] for i in encoded.example_index], encoded
+
+
+@dataclass(frozen=True)
+class RunSets:
+    """The rows of a training run, and those of them that its teacher is asked about, by name (train, valid, eval)."""
+
+    train: EncodedSet
+    valid: EncodedSet
+    asked: dict[str, EncodedSet]
+
+
+def run_sets(config: TrainConfig, splits: Splits, tokenizer: Any, *, needs_teacher: bool) -> RunSets:
+    """Tokens of what a run trains on, validates on and evaluates.
+
+    Args:
+        needs_teacher: whether the loss compares with one.
+    """
+    train = encode_data(splits.train, tokenizer, config.data, split="train")
+    valid = encode_data(splits.valid, tokenizer, config.data, split="valid")
+    valid = valid.subset(chosen_rows(len(valid), config.train.valid_rows))
+    asked = {"train": train} if needs_teacher else {}
+    if config.role == "student":
+        if needs_teacher or config.train.watch_teacher:
+            asked["valid"] = valid
+        if config.evaluate:
+            asked["eval"] = evaluated_rows(splits, tokenizer, config.data, config.eval)[1]
+    return RunSets(train, valid, asked)
+
+
 @dataclass
 class Models:
-    """What a run works with; `rows` are the vocabulary rows that both heads share."""
+    """The model that is trained or evaluated, and the tokenizer of the run."""
 
     tokenizer: Any
     student: Any
-    teacher: Any | None
-    rows: int | None
 
 
-def build_models(
-    pair: Pair, data: Data, splits: Splits, *, role: str, needs_teacher: bool, seed: int, start: str | None = None
-) -> Models:
-    """The model to train and, when it is needed, its teacher, on the CPU.
+def build_models(pair: Pair, data: Data, splits: Splits, *, role: str, seed: int, start: str | None = None) -> Models:
+    """The model to train, on the CPU.
 
     Args:
         role: student, or teacher (then `student` of the result is the teacher that is fine-tuned).
         start: a checkpoint to take the trained model from, instead of the pair's start.
     """
     if isinstance(pair, ScratchPair):
-        tokenizer, student = _scratch_start(pair, data, splits, role=role, seed=seed, start=start)
-        teacher_dtype, remote = "fp32", False
-    else:
-        reference, remote, teacher_dtype = getattr(pair, role), pair.trust_remote_code, pair.teacher_dtype
-        tokenizer = load_tokenizer(reference, key=f"pair.{role}", trust_remote_code=remote)
-        student = load_model(start or reference, key=f"pair.{role}", trust_remote_code=remote)
-    if not needs_teacher:
-        return Models(tokenizer, student, None, None)
-    teacher, rows = load_teacher(pair.teacher, tokenizer, student, dtype=teacher_dtype, trust_remote_code=remote)
-    return Models(tokenizer, student, teacher, rows)
+        return Models(*_scratch_start(pair, data, splits, role=role, seed=seed, start=start))
+    reference, remote = getattr(pair, role), pair.trust_remote_code
+    tokenizer = load_tokenizer(reference, key=f"pair.{role}", trust_remote_code=remote)
+    return Models(tokenizer, load_model(start or reference, key=f"pair.{role}", trust_remote_code=remote))
 
 
 def load_teacher(
@@ -150,6 +179,18 @@ def choose_device(wanted: str) -> str:
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps: not available here; use device=auto or device=cpu")
     return wanted
+
+
+def choose_precision(wanted: str, device: str) -> str:
+    """fp32 or bf16, of the matrix products in training; auto takes bf16 where the device multiplies it faster."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    on_cpu = device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if on_cpu else "fp32"
 
 
 def describe(model: Any) -> dict[str, Any]:

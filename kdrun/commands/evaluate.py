@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from kdrun.commands.assembly import Models, choose_device, chosen_rows, encode_data, load_data, load_teacher, relative
+from kdrun.commands.assembly import Models, choose_device, evaluated_rows, load_data, relative
+from kdrun.commands.teachers import AnyTeacher, live_teacher, run_live, shared_rows_of
 from kdrun.config import Data, EvaluateConfig, Evaluation, Pair
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.examples import Splits
@@ -40,16 +41,19 @@ def evaluate(config: EvaluateConfig, directory: Path, *, overrides: Sequence[str
         splits = load_data(subject.data)
         tokenizer = load_tokenizer(subject.reference, key="student", trust_remote_code=subject.remote)
         model = load_model(subject.reference, key="student", trust_remote_code=subject.remote)
-        models = Models(tokenizer, model.to(device), None, None)
+        models = Models(tokenizer, model.to(device))
+        teacher = None
+        if subject.teacher is not None:
+            _, rows = evaluated_rows(splits, tokenizer, subject.data, config.eval)
+            teacher = load_live(subject.teacher, models, rows, pair=subject.pair, device=device)
         tracker = Tracker(
             config.track.mode, directory=directory, project=config.track.project, entity=config.track.entity,
             name=f"evaluate-{config.name}", group=None, job_type="evaluate",
             tags=[subject.data.name, config.eval.name], config=resolved,
         )  # fmt: skip
         summary = evaluate_model(
-            models, splits, subject.data, config.eval, directory=directory, teacher=subject.teacher, pair=subject.pair,
-            device=device,
-        )  # fmt: skip
+            models, splits, subject.data, config.eval, directory=directory, teacher=teacher, device=device
+        )
         tracker.finish(summary)
         print_summary(summary, subject.reference, directory)
     return summary[next(name for name in summary if name.endswith("rouge_l"))]
@@ -69,21 +73,26 @@ def resolve_subject(config: EvaluateConfig) -> Subject:
         assert config.data is not None
         if config.pair is None:
             assert config.student is not None
-            return Subject(config.student, teacher=config.teacher, data=config.data, pair=None)
+            return Subject(config.student, teacher=config.teacher_path, data=config.data, pair=None)
         reference = getattr(config.pair, config.role, None)
         if reference is None:
             raise UserError(f"role={config.role}: pair={config.pair.name} has none that is made already; use run=DIR")
-        teacher = config.teacher or (config.pair.teacher if config.role != "teacher" else None)
+        teacher = config.teacher_path or (config.pair.teacher if config.role != "teacher" else None)
         return Subject(reference, teacher=teacher, data=config.data, pair=config.pair)
     run = RunDirectory.open(config.run, key="run")
     ran = run.config()
     pair: Pair = TypeAdapter(Pair).validate_python(ran["pair"])
     data: Data = config.data or TypeAdapter(Data).validate_python(ran["data"])
     if ran.get("role") == "teacher":
-        return Subject(str(run.path), teacher=config.teacher, data=data, pair=pair)
+        return Subject(str(run.path), teacher=config.teacher_path, data=data, pair=pair)
     if config.role == "teacher":
         return Subject(locate(pair.teacher, key="pair.teacher"), teacher=None, data=data, pair=pair)
-    return Subject(str(run.path), teacher=config.teacher or pair.teacher, data=data, pair=pair)
+    return Subject(str(run.path), teacher=config.teacher_path or pair.teacher, data=data, pair=pair)
+
+
+def load_live(reference: str, models: Models, rows: EncodedSet, *, pair: Pair | None, device: str) -> AnyTeacher:
+    """A teacher's model, loaded for an evaluation alone."""
+    return run_live(*live_teacher(reference, models, rows, pair=pair, device=device), reference).sets["eval"]
 
 
 def evaluate_model(
@@ -93,26 +102,18 @@ def evaluate_model(
     settings: Evaluation,
     *,
     directory: Path,
-    teacher: str | None,
-    pair: Pair | None,
+    teacher: AnyTeacher | None,
     device: str,
 ) -> dict[str, float]:
     """Agreement, generations and their scores; writes summary.json, examples.jsonl and protocol.json in `directory`.
 
     Args:
-        teacher: where to load the teacher from when `models` holds none; None: no agreement with a teacher.
+        teacher: of the evaluated rows; None: no agreement with a teacher.
     """
     started = time.monotonic()
-    examples = getattr(splits, settings.split)
-    examples = [examples[i] for i in chosen_rows(len(examples), settings.num_examples)]
-    encoded = encode_data(examples, models.tokenizer, data, split=settings.split)
-    if models.teacher is None and teacher is not None:
-        dtype, remote = getattr(pair, "teacher_dtype", "fp32"), bool(getattr(pair, "trust_remote_code", False))
-        loaded, rows = load_teacher(teacher, models.tokenizer, models.student, dtype=dtype, trust_remote_code=remote)
-        models = Models(models.tokenizer, models.student, loaded.to(device), rows)
+    kept, encoded = evaluated_rows(splits, models.tokenizer, data, settings)
     models.student.to(device).eval()
-    summary, per_row = _agreement(models, encoded, settings)
-    kept = [examples[int(i)] for i in encoded.example_index]
+    summary, per_row = _agreement(models, teacher, encoded, settings)
     decodings = _generate(models, encoded, settings, device)
     score, protocol_of_scores = scorer(settings, device)
     scores = {name: score(decoded.texts, [list(e.references) for e in kept]) for name, decoded in decodings.items()}
@@ -137,14 +138,14 @@ def evaluate_model(
 
 
 def _agreement(
-    models: Models, encoded: EncodedSet, settings: Evaluation
+    models: Models, teacher: AnyTeacher | None, encoded: EncodedSet, settings: Evaluation
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     from kdrun.evaluation.agreement import agreement
 
     with progress("agreement", len(encoded)) as advance:
         result = agreement(
-            models.student, models.teacher, encoded, pad_id=models.tokenizer.pad_token_id,
-            batch_size=settings.batch_size, rows=models.rows, advance=advance,
+            models.student, teacher, encoded, pad_id=models.tokenizer.pad_token_id, batch_size=settings.batch_size,
+            rows=shared_rows_of(teacher), advance=advance,
         )  # fmt: skip
     return dict(result.means), result.rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdrun.config import (
+    CachedTeacher,
     Data,
     EmbeddedData,
     EvaluateConfig,
@@ -15,6 +16,7 @@ from kdrun.config import (
     ScratchPair,
     Section,
     TrainConfig,
+    loss_parameters,
 )
 from kdrun.errors import UserError
 from kdrun.models.loading import locate
@@ -34,6 +36,7 @@ def check_train(config: TrainConfig) -> None:
         UserError: naming the key.
     """
     check_data(config.data)
+    check_teacher(config)
     if config.evaluate:
         check_scoring(config.eval)
     pair = config.pair
@@ -49,6 +52,45 @@ def check_train(config: TrainConfig) -> None:
         locate(pair.teacher, key="pair.teacher")
     if config.role == "student":
         locate(pair.student, key="pair.student")
+
+
+def check_teacher(config: TrainConfig) -> None:
+    """teacher.path is a folder of caches; a lossy cache can serve the loss.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not isinstance(config.teacher, CachedTeacher):
+        return
+    if config.teacher.topk is not None:
+        check_topk(config, config.teacher.topk)
+    if config.teacher.path is None:
+        return
+    folder = Path(config.teacher.path)
+    if not any(folder.glob("*/manifest.json")):
+        raise UserError(
+            f"teacher.path={folder}: {'no caches in it' if folder.is_dir() else 'no such folder'}; give a folder that "
+            "`kdrun cache ls` lists, or leave it out to have one made"
+        )
+
+
+def check_topk(config: TrainConfig, topk: int) -> None:
+    """The loss can be taken between the likeliest entries and a rest.
+
+    Raises:
+        UserError: when it cannot, with the reason.
+    """
+    from kdrun.losses import LOSSES, make_loss
+    from kdrun.losses.buckets import check_served
+
+    try:
+        check_served(make_loss(config.loss.name, **loss_parameters(config.loss)))
+    except ValueError as error:
+        served = ",".join(name for name, loss in LOSSES.items() if loss.is_f_divergence)
+        raise UserError(
+            f"teacher.topk={topk}: a lossy cache cannot serve loss={config.loss.name} ({error}); type "
+            f"teacher.topk=null for the exact cache, or one of loss={served}"
+        ) from error
 
 
 def check_scratch_teacher(config: TrainConfig, pair: ScratchPair) -> None:
@@ -94,8 +136,8 @@ def check_evaluate(config: EvaluateConfig) -> None:
     check_scoring(config.eval)
     if config.data is not None:
         check_data(config.data)
-    for key in ("student", "teacher"):
-        if (reference := getattr(config, key)) is not None:
+    for key, reference in (("student", config.student), ("teacher", config.teacher_path)):
+        if reference is not None:
             locate(reference, key=key)
     if config.run is not None:
         run = RunDirectory.open(config.run, key="run")
@@ -147,7 +189,9 @@ def check_resume(config: TrainConfig, run: RunDirectory, named: list[str]) -> No
         raise UserError(f"resume={run.path}: this run is done; to train it further, {why}")
     before, now = _flat(run.config()), _flat(_dump(config))
     ignored = {"resume", "name", *named}
-    differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in ignored)
+    differ = sorted(
+        k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and not {k, k.split(".")[0]} & ignored
+    )
     if differ:
         key = differ[0]
         raise UserError(

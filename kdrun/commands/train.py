@@ -11,20 +11,23 @@ from typing import Any
 
 from kdrun.commands.assembly import (
     Models,
+    RunSets,
     build_models,
     choose_device,
-    chosen_rows,
+    choose_precision,
     describe,
-    encode_data,
     load_data,
     relative,
+    run_sets,
 )
-from kdrun.commands.evaluate import evaluate_model
-from kdrun.config import TrainConfig, loss_parameters
+from kdrun.commands.evaluate import evaluate_model, load_live
+from kdrun.commands.teachers import AnyTeacher, Caches, RunTeacher, check_context, live_teacher, preflight, run_live
+from kdrun.config import CachedTeacher, TrainConfig, loss_parameters
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.unicode_names import unidata_version
 from kdrun.errors import UserError
 from kdrun.models.loading import quiet_libraries, save_model
+from kdrun.native import fast_float32_products
 from kdrun.runs.directory import MetricsFile, RunDirectory, drop_lines_after, write_json
 from kdrun.runs.progress import progress
 from kdrun.runs.tracker import Tracker
@@ -46,7 +49,7 @@ def train(config: TrainConfig, directory: Path, *, overrides: Sequence[str], gro
         overrides=_without_resume(overrides),
         extra={"name": config.name, "group": group},
     )
-    with run.recorded():
+    with run.recorded(), fast_float32_products():
         return Training(config, run, group=group).run_all()
 
 
@@ -77,24 +80,24 @@ class Training:
         loss = self._loss()
         models = build_models(
             config.pair, config.data, splits, role=config.role, seed=config.seed,
-            needs_teacher=loss.needs_teacher or (config.role == "student" and config.train.watch_teacher),
             start=str(self.resumed.student) if self.resumed else None,
         )  # fmt: skip
-        rows = encode_data(splits.train, models.tokenizer, config.data, split="train")
-        valid = encode_data(splits.valid, models.tokenizer, config.data, split="valid")
-        valid = valid.subset(chosen_rows(len(valid), config.train.valid_rows))
-        self._check_context(models)
-        self._preflight(models, rows)
-        self._note(models, rows, valid)
+        check_context(models.student, config.data.max_tokens, role="student")
+        sets = run_sets(config, splits, models.tokenizer, needs_teacher=loss.needs_teacher)
+        rows, valid = sets.train, sets.valid
+        preflight(models.student, rows, pad_id=models.tokenizer.pad_token_id, name="student")
+        accelerator = self._accelerator(device)
+        teacher = self._teacher(models, sets, device=accelerator.device)
+        self._note(models, teacher, rows, valid)
         tracker = self._tracker()
         try:
-            self._optimise(models, loss, rows=rows, valid=valid, tracker=tracker, device=device)
+            self._optimise(models, teacher, loss, rows=rows, valid=valid, tracker=tracker, accelerator=accelerator)
             self._save(models)
             self.metrics["train_s"] = round(time.monotonic() - started, 2)
             if config.evaluate:
                 summary = evaluate_model(
                     models, splits, config.data, config.eval, directory=self.run.path / "eval" / config.eval.name,
-                    teacher=config.pair.teacher if config.role == "student" else None, pair=config.pair, device=device,
+                    teacher=self._evaluating_teacher(models, teacher, sets, device), device=device,
                 )  # fmt: skip
                 self.metrics |= {f"eval/{name}": value for name, value in summary.items()}
         except BaseException:
@@ -103,7 +106,7 @@ class Training:
         write_json(self.run.path / "summary.json", self.metrics)
         tracker.finish(self.metrics)
         log.info("done: %s", relative(self.run.path))
-        return float(self.metrics.get("valid/fkl", self.metrics["valid/nll"]))
+        return float(next(self.metrics[k] for k in ("valid/fkl", "valid/topk_fkl", "valid/nll") if k in self.metrics))
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -115,25 +118,37 @@ class Training:
         except ValueError as error:
             raise UserError(f"loss={self.config.loss.name}: {error}") from error
 
-    def _check_context(self, models: Models) -> None:
-        for role, model in (("student", models.student), ("teacher", models.teacher)):
-            limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-            if limit is not None and self.config.data.max_tokens > limit:
-                raise UserError(
-                    f"data.max_tokens={self.config.data.max_tokens}: the {role} has {limit} positions; lower it"
-                )
+    def _teacher(self, models: Models, sets: RunSets, *, device: Any) -> RunTeacher:
+        """The teacher of every set that asks one: loaded, or its caches opened (and made when they are missing)."""
+        config = self.config
+        if not sets.asked:
+            return RunTeacher()
+        if isinstance(config.teacher, CachedTeacher):
+            caches = Caches(config.teacher, config.pair, config.data, models, sets.asked)
+            caches.ensure(device=device)
+            return caches.open(device=device, reader=self.run.path)
+        if not {"train", "valid"} & sets.asked.keys():
+            return RunTeacher()  # the evaluation alone: loaded when the training's memory is free again
+        reference = config.pair.teacher
+        found = live_teacher(
+            reference, models, sets.train, pair=config.pair, device=device, max_tokens=config.data.max_tokens
+        )
+        return run_live(*found, reference)
 
-    def _preflight(self, models: Models, rows: EncodedSet) -> None:
-        """head(hidden) is the model's own logits, on a few rows, for both models."""
-        from kdrun.data.scored import collate
-        from kdrun.models.heads import check_head
+    def _evaluating_teacher(self, models: Models, teacher: RunTeacher, sets: RunSets, device: str) -> AnyTeacher | None:
+        if "eval" in teacher.sets or "eval" not in sets.asked:
+            return teacher.sets.get("eval")
+        return load_live(self.config.pair.teacher, models, sets.asked["eval"], pair=self.config.pair, device=device)
 
-        ids, _ = collate([rows.row(i) for i in range(min(2, len(rows)))], models.tokenizer.pad_token_id)
-        for role, model in (("student", models.student), ("teacher", models.teacher)):
-            if model is not None:
-                check_head(model, ids, name=role)
+    def _accelerator(self, device: str) -> Any:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
-    def _note(self, models: Models, rows: EncodedSet, valid: EncodedSet) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's cells share a process, not a precision
+        precision = {"fp32": "no", "bf16": "bf16"}[choose_precision(self.config.train.precision, device)]
+        return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+    def _note(self, models: Models, teacher: RunTeacher, rows: EncodedSet, valid: EncodedSet) -> None:
         """What was really loaded, into run.json."""
         facts: dict[str, Any] = {
             "data": {
@@ -147,9 +162,9 @@ class Training:
             },
             "student_start": describe(models.student),
         }
-        if models.teacher is not None:
-            facts["teacher"] = {"reference": str(self.config.pair.teacher), **describe(models.teacher)}
-            facts["shared_vocabulary"] = models.rows
+        if teacher.sets:
+            facts["teacher"] = teacher.facts
+            facts["shared_vocabulary"] = teacher.rows
         if self.resumed:
             facts["resumed_from_step"] = self.resumed.step
         self.run.note(**facts)
@@ -187,26 +202,30 @@ class Training:
     # -- the optimisation ---------------------------------------------------------------------------------------------
 
     def _optimise(
-        self, models: Models, loss: Any, *, rows: EncodedSet, valid: EncodedSet, tracker: Tracker, device: str
+        self,
+        models: Models,
+        teacher: RunTeacher,
+        loss: Any,
+        *,
+        rows: EncodedSet,
+        valid: EncodedSet,
+        tracker: Tracker,
+        accelerator: Any,
     ) -> None:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
+        import torch
 
         from kdrun.training.batches import total_steps
         from kdrun.training.loop import Loop, LoopSettings
-        from kdrun.training.objective import LiveTeacher, StudentObjective
+        from kdrun.training.objective import StudentObjective
         from kdrun.training.optimizer import learning_rate, make_optimizer
 
         settings, tokenizer = self.config.train, models.tokenizer
-        AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's cells share a process, not a precision
-        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if settings.precision == "fp32" else "bf16")
+        torch.manual_seed(self.config.seed)  # dropout must not depend on how the teacher came to be
         models.student.to(accelerator.device).train()
         if settings.gradient_checkpointing:
             models.student.gradient_checkpointing_enable()
-        if models.teacher is not None:
-            models.teacher.to(accelerator.device)
         mix = self.config.loss.model_dump(include={"kd_ratio", "temperature", "temperature_squared"})
-        objective = StudentObjective(models.student, loss, rows=models.rows, chunk_tokens=settings.chunk_tokens, **mix)
+        objective = StudentObjective(models.student, loss, rows=teacher.rows, chunk_tokens=settings.chunk_tokens, **mix)
         optimizer = make_optimizer(
             models.student, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
         )
@@ -221,7 +240,7 @@ class Training:
                     warmup_steps=settings.warmup_steps),
             ),
             accelerator=accelerator,
-            teacher=LiveTeacher(models.teacher, rows=models.rows) if loss.needs_teacher else None,
+            teacher=teacher.sets.get("train") if loss.needs_teacher else None,
             pad_id=tokenizer.pad_token_id,
         )  # fmt: skip
         start = self._restore(optimizer, loss)
@@ -235,12 +254,15 @@ class Training:
             self.metrics |= values
 
         def validate(step: int) -> None:
-            report(step, self._validate(models, valid), part="valid")
+            report(step, self._validate(models, teacher, valid), part="valid")
 
         def on_step(step: int, values: dict[str, float] | None) -> None:
             bar()
             if values is not None:
-                values |= {"epoch": step * settings.batch_size / len(rows), "peak_memory_gib": peak_memory_gib(device)}
+                values |= {
+                    "epoch": step * settings.batch_size / len(rows),
+                    "peak_memory_gib": peak_memory_gib(str(accelerator.device)),
+                }
                 report(step, values)
                 bar.show(_beside(values))
             if settings.save_every and (step % settings.save_every == 0 or step == num_steps):
@@ -273,11 +295,11 @@ class Training:
         log.info("resumed after step %d", self.resumed.step)
         return self.resumed.step
 
-    def _validate(self, models: Models, valid: EncodedSet) -> dict[str, float]:
+    def _validate(self, models: Models, teacher: RunTeacher, valid: EncodedSet) -> dict[str, float]:
         from kdrun.evaluation.agreement import agreement
 
         return agreement(
-            models.student, models.teacher, valid, pad_id=models.tokenizer.pad_token_id, rows=models.rows,
+            models.student, teacher.sets.get("valid"), valid, pad_id=models.tokenizer.pad_token_id, rows=teacher.rows,
             batch_size=self.config.train.micro_batch_size or self.config.train.batch_size,
         ).means  # fmt: skip
 

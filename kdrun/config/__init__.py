@@ -4,26 +4,32 @@ Unknown keys and missing keys are errors; a validated config is frozen. Nothing 
 typing error is answered at once.
 """
 
+from kdrun.config.bench import BenchConfig
 from kdrun.config.commands import CONFIGS, EvaluateConfig, TrainConfig
 from kdrun.config.losses import LOSS_SECTIONS, SHORT_KEYS, Loss, loss_parameters
 from kdrun.config.parts import Data, EmbeddedData, Evaluation, HubData, JsonlData, Pair, PretrainedPair, ScratchPair
 from kdrun.config.section import Section
+from kdrun.config.teacher import CachedTeacher, LiveTeacher, TeacherSource
 
 __all__ = [
     "CONFIGS",
     "LOSS_SECTIONS",
     "SHORT_KEYS",
+    "BenchConfig",
+    "CachedTeacher",
     "Data",
     "EmbeddedData",
     "EvaluateConfig",
     "Evaluation",
     "HubData",
     "JsonlData",
+    "LiveTeacher",
     "Loss",
     "Pair",
     "PretrainedPair",
     "ScratchPair",
     "Section",
+    "TeacherSource",
     "TrainConfig",
     "loss_parameters",
 ]

@@ -6,9 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.config.bench import BenchConfig
 from kdrun.config.losses import Loss
 from kdrun.config.parts import Data, Evaluation, Pair, ScratchPair, Track, Train
 from kdrun.config.section import CountOrZero, Name, Section
+from kdrun.config.teacher import CachedTeacher, TeacherSource
 
 
 class TrainConfig(Section):
@@ -22,6 +24,7 @@ class TrainConfig(Section):
     pair: Pair
     loss: Loss
     data: Data
+    teacher: TeacherSource
     train: Train
     eval: Evaluation
     track: Track
@@ -37,13 +40,26 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def cache_can_serve(self) -> Self:
+        if not isinstance(self.teacher, CachedTeacher):
+            return self
+        if self.role == "teacher":
+            raise ValueError("teacher=cached: role=teacher fine-tunes the teacher itself; type teacher=live")
+        if self.teacher.topk is not None and (temperature := getattr(self.loss, "temperature", 1)) != 1:
+            raise ValueError(
+                f"loss.temperature={temperature}: teacher.topk={self.teacher.topk} stores log-probabilities at "
+                "temperature 1 only; type loss.temperature=1, or teacher.topk=null for the exact cache"
+            )
+        return self
+
 
 class EvaluateConfig(Section):
     """`kdrun evaluate`: exactly one of run=DIR, student=PATH or pair=NAME says what is evaluated."""
 
     run: str | None
     student: str | None
-    teacher: str | None
+    teacher_path: str | None
     role: Literal["student", "teacher", "sft"]
     seed: CountOrZero
     name: Name
@@ -66,4 +82,4 @@ class EvaluateConfig(Section):
         return self
 
 
-CONFIGS: dict[str, type[Section]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+CONFIGS: dict[str, type[Section]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "bench": BenchConfig}

@@ -60,13 +60,14 @@ Pair = Annotated[ScratchPair | PretrainedPair, Field(discriminator="kind")]
 
 
 class Text(Section):
-    """What every data set shares: how an example becomes tokens."""
+    """What every data set shares: how an example becomes tokens, and the folder where those are kept (null: nowhere)."""
 
     template: Literal["plain", "alpaca", "chat"]
     max_prompt_tokens: Count
     max_tokens: Annotated[int, Field(ge=2)]
     overlong: Literal["drop", "truncate"]
     max_rows: Count | None
+    encoded: str | None
 
     @model_validator(mode="after")
     def prompt_leaves_room(self) -> Self:
@@ -123,7 +124,7 @@ class Train(Section):
     eps: Positive
     weight_decay: NonNegative
     clip_norm: Positive | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["auto", "fp32", "bf16"]
     gradient_checkpointing: bool
     chunk_tokens: Count | None
     log_every: Count

@@ -36,6 +36,39 @@ def locate(reference: str, *, key: str) -> str:
     return reference
 
 
+def local_folder(reference: str, *, key: str) -> Path:
+    """The folder with a model's config.json: its own, or the hub's snapshot on this machine (fetched if need be).
+
+    Raises:
+        UserError: naming `key`, when there is none.
+    """
+    from transformers.utils import cached_file
+
+    place = locate(reference, key=key)
+    if Path(place).is_dir():
+        return Path(place)
+    try:
+        return Path(str(cached_file(place, "config.json"))).parent
+    except Exception as error:  # transformers and hub each raise their own
+        raise UserError(f"{key}={reference}: has no config.json ({_first_line(error)})") from error
+
+
+def model_sizes(reference: str, *, key: str, trust_remote_code: bool = False) -> tuple[int, int]:
+    """(width of the hidden states, rows of the head) that a model's config names; no weight is read.
+
+    Raises:
+        UserError: naming `key`, when the config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(locate(reference, key=key), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"{key}={reference}: its config cannot be read ({_first_line(error)})") from error
+    text = config.get_text_config()
+    return int(text.hidden_size), int(text.vocab_size)
+
+
 def quiet_libraries() -> None:
     """Keep transformers' bars and advice off the terminal; kdrun shows its own progress and raises its own errors."""
     from transformers.utils import logging as transformers_logging

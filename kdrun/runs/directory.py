@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -178,13 +178,26 @@ def evaluation_directory(run: Path, name: str) -> Path:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Hold the lock beside a folder: of several processes that want to make it, one does and the others wait."""
-    from filelock import FileLock
+def claim(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock beside a folder: of several processes that want to make it, one does and the others wait.
+
+    Args:
+        waiting: called once when another process holds the lock, before waiting for it.
+    """
+    from filelock import FileLock, Timeout
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting is not None:
+            waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class MetricsFile:

@@ -20,8 +20,10 @@ from torch import Tensor
 from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.losses import divergence_diagnostics
+from kdrun.teachers.live import Teacher
+from kdrun.teachers.topk import TopkTeacher
 from kdrun.training.batches import RowOrder, micro_batches
-from kdrun.training.objective import StudentObjective, Teacher
+from kdrun.training.objective import StudentObjective
 
 Metrics = dict[str, float]
 
@@ -66,7 +68,7 @@ class Loop:
         settings: LoopSettings,
         *,
         accelerator: Any,
-        teacher: Teacher | None,
+        teacher: Teacher | TopkTeacher | None,
         pad_id: int,
     ) -> None:
         self.loss, self.settings, self.accelerator = objective.loss, settings, accelerator

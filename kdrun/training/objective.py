@@ -1,46 +1,25 @@
 """What one forward pass of training computes: student body, both heads and the loss, in one module.
 
 In one module, so that a distributed wrapper sees every parameter used in its own forward. Shapes: N
-scored tokens, E teacher width.
+scored tokens, D student width, E teacher width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdrun.data.batch import Batch
 from kdrun.losses import Loss, chunked_objective
-from kdrun.models.heads import Head, head_of, scored_hidden_states
+from kdrun.losses.buckets import BucketedMix
+from kdrun.models.heads import head_of, scored_hidden_states
+from kdrun.teachers.live import Teacher
+from kdrun.teachers.topk import TopkTeacher
 
 Probe = Callable[[Tensor, Tensor], None]
-
-
-class Teacher(Protocol):
-    """Where the teacher's hidden states come from; the loss path does not know whether a model is behind it."""
-
-    head: Head
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states [N, E] at the scored positions of a batch, in its order; no gradient."""
-        ...
-
-
-class LiveTeacher:
-    """A teacher model run on every batch."""
-
-    def __init__(self, model: Any, *, rows: int | None) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.head = head_of(model) if rows is None else head_of(model).cut(rows)
-
-    @torch.no_grad()
-    def hidden(self, batch: Batch) -> Tensor:
-        """One forward pass of the body a group, in the teacher's own dtype."""
-        with torch.autocast(batch.target_N.device.type, enabled=False):
-            return scored_hidden_states(self.model, batch.groups)
 
 
 class StudentObjective(nn.Module):
@@ -69,18 +48,20 @@ class StudentObjective(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(
-        self, batch: Batch, teacher: Teacher | None = None, probe: Probe | None = None
+        self, batch: Batch, teacher: Teacher | TopkTeacher | None = None, probe: Probe | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(total, cross-entropy, divergence): sums over scored tokens; only the total carries a gradient."""
         device_type = batch.target_N.device.type
-        teacher_hidden_NE = teacher.hidden(batch) if teacher is not None else None
+        bucketed = self._bucketed(batch, teacher) if isinstance(teacher, TopkTeacher) else None
+        live = teacher if not isinstance(teacher, TopkTeacher) else None
+        teacher_hidden_NE = live.hidden(batch) if live is not None else None
         student_hidden_ND = scored_hidden_states(self.student, batch.groups)
         if torch.is_autocast_enabled(device_type):  # the head's products in the body's precision
             student_hidden_ND = student_hidden_ND.to(torch.get_autocast_dtype(device_type))
         head = head_of(self.student).cut(self.rows)
-        theirs = teacher.head if teacher is not None else None
+        theirs = live.head if live is not None else None
         sums = chunked_objective(
-            self.loss,
+            bucketed or self.loss,
             student_hidden_ND,
             head.weight_VD,
             teacher_hidden_NE,
@@ -98,4 +79,12 @@ class StudentObjective(nn.Module):
             temperature=self.temperature,
             temperature_squared=self.temperature_squared,
         )
-        return sums.total, sums.cross_entropy, sums.divergence
+        return sums.total, sums.cross_entropy, sums.divergence if bucketed is None else bucketed.divergence_sum
+
+    def _bucketed(self, batch: Batch, teacher: TopkTeacher) -> BucketedMix | None:
+        """The objective on a lossy cache's buckets; None for a loss that asks no teacher."""
+        if not self.loss.needs_teacher:
+            return None
+        if self.temperature != 1:
+            raise ValueError(f"temperature={self.temperature}: buckets hold log-probabilities at temperature 1 only")
+        return BucketedMix(self.loss, *teacher.buckets(batch), kd_ratio=self.kd_ratio)

@@ -8,6 +8,7 @@ import torch
 from kdrun.data.scored import collate
 from kdrun.evaluation import agreement as module
 from kdrun.evaluation.agreement import agreement
+from kdrun.teachers.live import LiveTeacher
 from tests.training.conftest import END, encoded, tiny
 
 
@@ -20,7 +21,7 @@ def test_every_mean_is_that_of_the_plain_computation(models: tuple[Any, Any], mo
     student, teacher = models
     rows = encoded(13)
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)  # chunks of 16 tokens
-    found = agreement(student, teacher, rows, pad_id=END, batch_size=4).means
+    found = agreement(student, LiveTeacher(teacher, rows=None), rows, pad_id=END, batch_size=4).means
     ids, labels = collate([rows.row(i) for i in range(13)], END)
     keep = labels[:, 1:] != -100
     with torch.no_grad():
@@ -43,21 +44,22 @@ def test_every_mean_is_that_of_the_plain_computation(models: tuple[Any, Any], mo
 
 
 def test_a_model_agrees_with_itself_entirely(models: tuple[Any, Any]) -> None:
-    found = agreement(models[0], models[0], encoded(5), pad_id=END, batch_size=2).means
+    found = agreement(models[0], LiveTeacher(models[0], rows=None), encoded(5), pad_id=END, batch_size=2).means
     assert found["fkl"] == pytest.approx(0, abs=1e-6)
     assert found["top1_agreement"] == 1
     assert found["nll"] == found["teacher_nll"]
 
 
 def test_values_of_a_row_do_not_depend_on_its_batch(models: tuple[Any, Any]) -> None:
-    one = agreement(*models, encoded(9), pad_id=END, batch_size=1)
-    many = agreement(*models, encoded(9), pad_id=END, batch_size=9)
+    student, teacher = models[0], LiveTeacher(models[1], rows=None)
+    one = agreement(student, teacher, encoded(9), pad_id=END, batch_size=1)
+    many = agreement(student, teacher, encoded(9), pad_id=END, batch_size=9)
     for name, values in one.rows.items():
         assert values == pytest.approx(many.rows[name], rel=1e-4, abs=1e-7), name
 
 
 def test_heads_are_cut_to_the_shared_rows(models: tuple[Any, Any]) -> None:
-    student, teacher = models
+    student, teacher = models[0], LiveTeacher(models[1], rows=None)
     with torch.no_grad():
         student.transformer.wte.weight[35:] += 100  # rows that only the student has change nothing
     rows = encoded(3)

@@ -15,8 +15,9 @@ from kdrun.data.batch import Batch, Group, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.scored import collate
 from kdrun.losses import LOSSES, Loss, make_loss
+from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings, NonFiniteLoss
-from kdrun.training.objective import LiveTeacher, StudentObjective
+from kdrun.training.objective import StudentObjective
 
 from .conftest import END, VOCABULARY, tiny
 

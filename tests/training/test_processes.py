@@ -15,8 +15,9 @@ from accelerate import Accelerator
 import torch
 torch.set_num_threads(1)
 from kdrun.losses import make_loss
+from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
-from kdrun.training.objective import LiveTeacher, StudentObjective
+from kdrun.training.objective import StudentObjective
 from tests.training.conftest import END, encoded, tiny
 
 student, teacher = tiny(1), tiny(2, width=16)

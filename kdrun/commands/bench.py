@@ -1,0 +1,175 @@
+"""kdrun bench: contestants of one task side by side; a table, JSON with every second measured, one picture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdrun.commands.assembly import choose_device, relative
+from kdrun.config import BenchConfig
+from kdrun.config.bench import Curve, Measured, PairBench
+from kdrun.data.examples import Example
+from kdrun.errors import UserError
+from kdrun.runs.directory import RunDirectory, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+PEERS = ("trl", "liger-kernel", "transformers", "torch", "triton")
+EMBEDDED = ("docstrings", "unicode")
+
+
+def bench(config: BenchConfig, directory: Path, *, overrides: Sequence[str]) -> float:
+    """Run a benchmark in `directory`: bench.json, table.md, picture.png. Returns how many targets were missed."""
+    run = RunDirectory.start(
+        directory,
+        command="bench",
+        config=config.model_dump(mode="json"),
+        overrides=overrides,
+        extra={"name": config.name},
+    )
+    with run.recorded():
+        return _run(config, run.path)
+
+
+def check_bench(config: BenchConfig) -> None:
+    """What the config alone cannot say: the data and the tokenizer are there.
+
+    Raises:
+        UserError: naming the key.
+    """
+    section = config.bench
+    if section.device.startswith("cuda"):
+        choose_device(section.device)
+    if not isinstance(section, PairBench):
+        return
+    if section.data not in EMBEDDED:
+        from kdrun.data.jsonl import check_jsonl
+
+        check_jsonl(section.data, key="bench.data")
+    if section.tokenizer is not None and not Path(section.tokenizer, "tokenizer.json").is_file():
+        raise UserError(
+            f"bench.tokenizer={section.tokenizer}: no tokenizer.json there; give a folder that holds one, or null"
+        )
+
+
+def _run(config: BenchConfig, folder: Path) -> float:
+    from kdrun.bench.contest import hold
+    from kdrun.bench.memory import silence
+    from kdrun.bench.picture import draw
+    from kdrun.bench.report import as_json, as_markdown
+
+    silence()
+    section = config.bench
+    device = choose_device(section.device)
+    threads = _set_threads(section)
+    plan = _plan(config, device)
+    rounds = [section.repetitions] * len(plan.cases)
+    rounds += [section.curve_repetitions] * len(plan.curve) if isinstance(section, Curve) else []
+    outcomes = [
+        hold(
+            case,
+            repetitions=repetitions,
+            memory=section.memory,
+            threads=section.threads,
+            only=section.only,
+            report=log.info,
+        )
+        for case, repetitions in zip([*plan.cases, *plan.curve], rounds, strict=True)
+    ]
+    found: dict[str, Any] = {
+        "bench": section.name,
+        "device": _name_of(device),
+        "threads": threads,
+        "versions": _versions(),
+        **as_json(plan, outcomes),
+    }
+    write_json(folder / "bench.json", found)
+    table = as_markdown(found, floor_means=plan.floor_means)
+    write_text(folder / "table.md", table)
+    draw(found, folder / "picture.png", axis=plan.axis)
+    print(table)
+    print(relative(folder))
+    return float(sum(not judgement["met"] for judgement in found["targets"]))
+
+
+def _plan(config: BenchConfig, device: str) -> Any:
+    """The benchmark's plan from its section: every key that is not about measuring is one of its arguments."""
+    section, seed = config.bench, config.seed
+    values = section.model_dump(exclude={"name", "curve_repetitions", *Measured.model_fields})
+    match section.name:
+        case "loss":
+            from kdrun.bench import loss
+
+            return loss.plan(**values, device=device, seed=seed)
+        case "objective":
+            from kdrun.bench import objective
+
+            return objective.plan(**values, device=device, seed=seed)
+        case "step":
+            from kdrun.bench import step
+
+            return step.plan(pair=_pair(values, device, seed), repetitions=section.repetitions, threads=section.threads)
+        case "cache":
+            from kdrun.bench import cache
+
+            return cache.plan(mus=values.pop("mus"), pair=_pair(values, device, seed))
+        case _:
+            from kdrun.bench import startup
+
+            return startup.plan()
+
+
+def _pair(values: dict[str, Any], device: str, seed: int) -> Any:
+    """The pair of a section's values, its sizes put together, its data read."""
+    from kdrun.bench.pair import Pair
+
+    student, teacher = (
+        (values.pop(f"{role}_layers"), values.pop(f"{role}_width"), values.pop(f"{role}_heads"))
+        for role in ("student", "teacher")
+    )
+    examples = _examples(values.pop("data"), values.pop("max_rows"), seed)
+    return Pair(**values, student=student, teacher=teacher, examples=examples, device=device, seed=seed)
+
+
+def _examples(data: str, max_rows: int, seed: int) -> list[Example]:
+    """A random choice of a file's examples, or of an embedded set's training split; the same for the same seed."""
+    import random
+
+    if data in EMBEDDED:
+        from kdrun.data.sources import load_splits
+
+        examples = load_splits(data).train
+    else:
+        from kdrun.data.jsonl import read_jsonl
+
+        examples = read_jsonl(data, key="bench.data")
+    return random.Random(seed).sample(examples, min(max_rows, len(examples)))
+
+
+def _set_threads(section: Measured) -> int:
+    import torch
+
+    if section.threads is not None:
+        torch.set_num_threads(section.threads)
+    return torch.get_num_threads()
+
+
+def _name_of(device: str) -> str:
+    import platform
+
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PEERS:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,42 @@
+"""The teacher as the loss path sees it, and the one that is a model.
+
+Shapes: N scored tokens of a batch, E teacher width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kdrun.data.batch import Batch
+from kdrun.models.heads import Head, head_of, scored_hidden_states
+
+
+class Teacher(Protocol):
+    """Where the teacher's hidden states come from; the loss path does not know whether a model is behind it."""
+
+    head: Head
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states [N, E] at the scored positions of a batch, in its order; no gradient."""
+        ...
+
+
+class LiveTeacher:
+    """A teacher model run on every batch."""
+
+    def __init__(self, model: Any, *, rows: int | None) -> None:
+        """
+        Args:
+            rows: vocabulary rows shared with the student; None keeps the teacher's own.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self.head = head_of(model) if rows is None else head_of(model).cut(rows)
+
+    @torch.no_grad()
+    def hidden(self, batch: Batch) -> Tensor:
+        """One forward pass of the body a group, in the teacher's own dtype."""
+        with torch.autocast(batch.target_N.device.type, enabled=False):
+            return scored_hidden_states(self.model, batch.groups)

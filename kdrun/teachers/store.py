@@ -1,0 +1,225 @@
+"""The shards of a cache: fixed-size records, one a scored token, raw little-endian bytes, memory-mapped for reading.
+
+Written aside, flushed, renamed and entered in a journal, one shard after the other, so that a build that was killed
+goes on after its last whole shard. Shapes: R rows of the set, B rows of a batch, N scored tokens, W bytes a token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdrun.data.encoding import EncodedSet
+from kdrun.runs.directory import write_json
+from kdrun.teachers.hashing import file_sha256, files_sha256
+from kdrun.teachers.manifest import damaged, read_manifest, write_manifest
+
+SHARD_BYTES = 256 * 2**20
+ROWS = "rows.safetensors"
+PLAN = "building.json"
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which row lies where: from short to long, so that a pass over a shard pads little, cut between rows."""
+
+    order_R: NDArray[np.int64]
+    row_ends: tuple[int, ...]  # where each shard ends in order_R
+    token_starts: tuple[int, ...]  # first token of each shard, then the number of all
+    start_R: NDArray[np.int64]  # first token of each row, by row number
+
+    def rows(self, shard: int) -> NDArray[np.int64]:
+        """Row numbers of a shard, as they lie in it."""
+        return self.order_R[self.row_ends[shard - 1] if shard else 0 : self.row_ends[shard]]
+
+    def num_tokens(self, shard: int) -> int:
+        """Scored tokens of a shard."""
+        return self.token_starts[shard + 1] - self.token_starts[shard]
+
+
+def plan_layout(rows: EncodedSet, *, row_bytes: int, shard_bytes: int = SHARD_BYTES) -> Layout:
+    """The layout of a set: a function of its rows and the sizes alone. A shard has one row at least."""
+    order_R = np.argsort(rows.lengths, kind="stable")
+    ends_R = np.cumsum(rows.scored_lengths[order_R])
+    row_ends: list[int] = []
+    token_starts = [0]
+    while (start := row_ends[-1] if row_ends else 0) < len(order_R):
+        limit = token_starts[-1] + shard_bytes // row_bytes
+        end = max(start + 1, int(np.searchsorted(ends_R, limit, side="right")))
+        row_ends.append(end)
+        token_starts.append(int(ends_R[end - 1]))
+    start_R = np.empty(len(order_R), dtype=np.int64)
+    start_R[order_R] = ends_R - rows.scored_lengths[order_R]
+    return Layout(order_R, tuple(row_ends), tuple(token_starts), start_R)
+
+
+def shard_name(shard: int) -> str:
+    """states-00000.bin, states-00001.bin, ..."""
+    return f"states-{shard:05d}.bin"
+
+
+def write_bytes(path: Path, content: Any) -> None:
+    """Write a file whole or not at all: aside, flushed to the disk, then renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+class PartialStore:
+    """A cache that is being built in FOLDER.partial. The caller holds the lock."""
+
+    def __init__(self, final: Path, partial: Path, layout: Layout, plan: dict[str, Any]) -> None:
+        """Take up what an earlier attempt of the same plan left; anything else there is thrown away."""
+        self.final, self.folder, self.layout = final, partial, layout
+        if not (partial / PLAN).exists() or json.loads((partial / PLAN).read_text(encoding="utf-8")) != plan:
+            shutil.rmtree(partial, ignore_errors=True)
+            write_json(partial / PLAN, plan)
+        for leftover in partial.glob(".*.tmp"):
+            leftover.unlink()
+        self.files = journaled(partial)
+        self._drop_torn()
+
+    def _drop_torn(self) -> None:
+        """Forget shards that are not what the journal says: they are made again."""
+        there = [name for name, entry in self.files.items() if _size(self.folder / name) == entry["bytes"]]
+        hashes = files_sha256(self.folder / name for name in there)
+        self.files = {n: self.files[n] for n in there if hashes[self.folder / n] == self.files[n]["sha256"]}
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are still to be made."""
+        return [shard for shard in range(len(self.layout.row_ends)) if shard_name(shard) not in self.files]
+
+    def write_shard(self, shard: int, tokens_NW: NDArray[np.uint8]) -> None:
+        """Write one shard and enter it in the journal."""
+        name = shard_name(shard)
+        write_bytes(self.folder / name, tokens_NW.data)
+        entry = {"bytes": tokens_NW.nbytes, "sha256": file_sha256(self.folder / name)}
+        self.files[name] = entry
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps({"file": name, **entry}) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def finish(self, rows: EncodedSet, manifest: dict[str, Any]) -> None:
+        """Add the table of rows and the manifest, then give the folder its name."""
+        from safetensors.numpy import save
+
+        table: dict[str, NDArray[Any]] = {
+            "start": self.layout.start_R,
+            "scored_lengths": np.ascontiguousarray(rows.scored_lengths),
+            "example_index": np.ascontiguousarray(rows.example_index),
+            "token_starts": np.array(self.layout.token_starts, dtype=np.int64),
+        }
+        write_bytes(self.folder / ROWS, save(table))
+        files = {**self.files, ROWS: {"bytes": _size(self.folder / ROWS), "sha256": file_sha256(self.folder / ROWS)}}
+        write_manifest(self.folder, {**manifest, "files": dict(sorted(files.items()))})
+        for scaffold in (PLAN, JOURNAL):
+            (self.folder / scaffold).unlink(missing_ok=True)
+        self.folder.rename(self.final)
+
+
+def journaled(folder: Path) -> dict[str, dict[str, Any]]:
+    """The shards that a half-built cache's journal names, with bytes and sha256; a torn last line counts as none."""
+    found: dict[str, dict[str, Any]] = {}
+    path = folder / JOURNAL
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            found[entry.pop("file")] = entry
+        except (ValueError, KeyError, AttributeError):
+            continue
+    return found
+
+
+class Shards:
+    """A whole cache, opened: every file's checksum is looked at once a process, the shards are memory-mapped."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
+        """
+        Raises:
+            UserError: naming the file that is missing, torn or altered.
+        """
+        self.folder = folder
+        self.manifest = manifest if manifest is not None else read_manifest(folder)
+        self.row_bytes = int(self.manifest["row_bytes"])
+        self._check_files()
+        self._map_files()
+
+    def _check_files(self) -> None:
+        files = {self.folder / name: entry for name, entry in self.manifest["files"].items()}
+        head = self.manifest["head"]
+        if head:
+            files[self.folder.parent / head["file"]] = head
+        for path, entry in files.items():
+            if not path.is_file():
+                raise damaged(path, "is missing", self._owner(path))
+            if _size(path) != entry["bytes"]:
+                why = f"has {_size(path):,} bytes where the manifest says {entry['bytes']:,}"
+                raise damaged(path, why, self._owner(path))
+        for path, found in files_sha256(files).items():
+            if found != files[path]["sha256"]:
+                raise damaged(path, "does not have the sha256 of the manifest, so it was altered", self._owner(path))
+
+    def _owner(self, path: Path) -> Path:
+        """What to delete for a damaged file: its set, or all sets for the head that they share."""
+        return path.parent
+
+    def _map_files(self) -> None:
+        from safetensors.numpy import load_file
+
+        table = load_file(self.folder / ROWS)
+        self.start_R, self.length_R = table["start"], table["scored_lengths"]
+        self.token_starts = table["token_starts"]
+        self.maps = [
+            np.memmap(
+                self.folder / shard_name(shard), dtype=np.uint8, mode="r",
+                shape=(int(self.token_starts[shard + 1] - start), self.row_bytes),
+            )
+            for shard, start in enumerate(self.token_starts[:-1])
+        ]  # fmt: skip
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens in the cache."""
+        return int(self.token_starts[-1])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the set's files, without the head."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    def count(self, rows_B: NDArray[np.int64]) -> int:
+        """Scored tokens of these rows."""
+        return int(self.length_R[rows_B].sum())
+
+    def read(self, rows_B: NDArray[np.int64], out_NW: NDArray[np.uint8]) -> None:
+        """The tokens of these rows, row after row, into `out_NW`: one gather a shard, no loop over rows."""
+        length_B, start_B = self.length_R[rows_B], self.start_R[rows_B]
+        ends_B = np.cumsum(length_B)
+        token_N = np.arange(len(out_NW)) + np.repeat(start_B - (ends_B - length_B), length_B)
+        shard_B = np.searchsorted(self.token_starts, start_B, side="right") - 1
+        cuts = [*(np.flatnonzero(np.diff(shard_B)) + 1).tolist(), len(rows_B)]
+        first = 0
+        for end in cuts:
+            if end == first:
+                continue
+            part = slice(int(ends_B[first] - length_B[first]), int(ends_B[end - 1]))
+            shard = int(shard_B[first])
+            # mode="clip" writes straight into `out`; "raise" would make a copy first
+            np.take(self.maps[shard], token_N[part] - self.token_starts[shard], axis=0, out=out_NW[part], mode="clip")
+            first = end
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
