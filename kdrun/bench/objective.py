@@ -16,9 +16,12 @@ from torch import Tensor
 from kdrun.bench.contest import Contestant, Plan, Target, Work
 from kdrun.bench.textbook import TEXTBOOK
 from kdrun.losses import chunked_linear_loss, make_loss
+from kdrun.native import fast_float32_products
+from kdrun.native.products import onednn_is_better
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FLOOR = "floor: four products"
+FLOOR_FAST = "floor, by oneDNN"  # on the processors where kdrun has torch send its products there
 GKD_BETA = {
     "fkl": 0.0,
     "rkl": 1.0,
@@ -89,10 +92,14 @@ class ObjectiveCase:
             torch.randint(self.vocabulary, (self.tokens,), generator=generator, device=torch.device(self.device)),
         )
 
+    def _has_fast_floor(self) -> bool:
+        return self.device == "cpu" and self.precision == "fp32" and onednn_is_better()
+
     def contestants(self) -> list[Contestant]:
-        """The floor, ours, the plain path and the peers."""
+        """The floors, ours, the plain path and the peers."""
         found = [
             Contestant(FLOOR, run_floor, "floor", weighed=False),
+            *([Contestant(FLOOR_FAST, run_fast_floor, "floor", weighed=False)] if self._has_fast_floor() else []),
             *(Contestant(f"ours {name}", partial(run_ours, name), "ours") for name in self.losses),
         ]
         for name in self.peer_losses:
@@ -123,7 +130,7 @@ def plan(
     device: str,
     seed: int,
 ) -> Plan:
-    """All contestants at `tokens`; forward KL of each over the numbers of tokens in `curve`."""
+    """All contestants at `tokens`; one loss of each over the numbers of tokens in `curve`."""
 
     def case(tokens: int, ours: Sequence[str], peers: Sequence[str], compiled: bool) -> ObjectiveCase:
         return ObjectiveCase(
@@ -131,8 +138,9 @@ def plan(
             compiled,
         )  # fmt: skip
 
-    further = [case(size, losses[:1], peer_losses[:1], compiled=False) for size in curve]
-    targets = [Target(f"ours {name}", FLOOR, 1.25) for name in losses]
+    drawn = (*peer_losses, *losses)[:1]
+    further = [case(size, drawn, peer_losses[:1], compiled=False) for size in curve]
+    targets = [Target(f"ours {name}", floor, 1.25) for name in losses for floor in (FLOOR, FLOOR_FAST)]
     for name in peer_losses:
         ours = f"ours {name}"
         targets += [
@@ -143,7 +151,7 @@ def plan(
             Target(ours, f"Liger {name}", 0.6, "memory"),
         ]
     # flat: the gradient of the hidden states grows (3 kB a token), nothing of the vocabulary's size does
-    targets += [Target(f"ours {losses[0]}", f"ours {losses[0]} @ {further[0].label}", 1.2, "memory")] if further else []
+    targets += [Target(f"ours {name}", f"ours {name} @ {further[0].label}", 1.2, "memory") for name in drawn if further]
     return Plan(
         [case(tokens, losses, peer_losses, compiled=compiled)],
         further,
@@ -171,6 +179,17 @@ def run_floor(sides: Sides) -> Work:
         torch.mm(sides.teacher_hidden_NE, sides.teacher_weight_VE.T, out=teacher_NV)
         torch.mm(student_NV, weight_VD, out=grad_hidden_ND)
         torch.mm(student_NV.T, hidden_ND, out=grad_weight_VD)
+
+    return work
+
+
+def run_fast_floor(sides: Sides) -> Work:
+    """The same, by the library that kdrun takes on this processor."""
+    floor = run_floor(sides)
+
+    def work() -> None:
+        with fast_float32_products():
+            floor()
 
     return work
 

@@ -206,12 +206,16 @@ class Caches:
 
     def _say_why(self, name: str) -> None:
         """Which cache of this teacher is nearest, and in what it differs: a pass that was not expected has a reason."""
-        wanted, directory = self.wanted[name], Path(self.source.directory)
-        found = [read_manifest(path.parent) for path in directory.glob(f"*/{name}-*/{MANIFEST}")]
-        differing = [differences(content["identity"], wanted) for content in found
-                     if content.get("teacher") == self.pair.teacher and content.get("data") == self.data.name]  # fmt: skip
-        if differing:
-            fields = ", ".join(min(differing, key=len))
+        near: list[list[str]] = []
+        for path in Path(self.source.directory).glob(f"*/{name}-*/{MANIFEST}"):
+            try:
+                content = read_manifest(path.parent)
+            except UserError:
+                continue  # another's damage is not this run's business; `kdrun cache ls` shows it
+            if (content.get("teacher"), content.get("data")) == (self.pair.teacher, self.data.name):
+                near.append(differences(content["identity"], self.wanted[name]))
+        if near:
+            fields = ", ".join(sorted(near, key=len)[0])
             self.say(f"teacher cache: none of this run's {name} rows yet; the nearest there differs in {fields}")
 
     def _not_at_path(self, name: str) -> str:

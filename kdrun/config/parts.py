@@ -60,7 +60,7 @@ Pair = Annotated[ScratchPair | PretrainedPair, Field(discriminator="kind")]
 
 
 class Text(Section):
-    """What every data set shares: how an example becomes tokens, and the folder where those are kept (null: nowhere)."""
+    """What every data set shares: how an example becomes tokens; `encoded` is the folder that keeps them, if any."""
 
     template: Literal["plain", "alpaca", "chat"]
     max_prompt_tokens: Count

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def weights_sha256(folder: Path, *, memory: Path | None = None) -> str | None:
     if fresh := files_sha256(f for f in files if f not in hashes):
         hashes |= fresh
         if memory is not None:
-            write_json(memory, known | {str(f.absolute()): [*marks[f], fresh[f]] for f in fresh})
+            with suppress(OSError):  # a directory of someone else's: hashed again next time
+                write_json(memory, known | {str(f.absolute()): [*marks[f], fresh[f]] for f in fresh})
     return text_sha256(json.dumps([[file.name, hashes[file]] for file in files]))
 
 

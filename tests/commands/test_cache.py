@@ -194,22 +194,22 @@ def test_a_run_needs_no_body_of_the_teacher(group: Path, workspace: Path, here: 
     shutil.copytree(workspace / "outputs/teachers/tiny-unicode/teacher", elsewhere)
     (elsewhere / "model.safetensors").unlink()
     words = ["teacher=cached", "pair.teacher=bodyless", *WORDS]
-    here("train", *words, f"teacher.path={group}", "loss=rkl", "hydra.run.dir=outputs/bodyless")
+    here("train", *words, f"teacher.path={group}", "loss=rkl", "hydra.run.dir=outputs/cached/bodyless")
     assert "no weights at bodyless, so their hash is not compared" in here.err
-    assert read_json(workspace / "outputs/bodyless/summary.json")["eval/fkl"] > 0
-    here("train", *words, "hydra.run.dir=outputs/nameless", code=2)
+    assert read_json(workspace / "outputs/cached/bodyless/summary.json")["eval/fkl"] > 0
+    here("train", *words, "hydra.run.dir=outputs/cached/nameless", code=2)
     assert "no weights there" in here.last and "teacher.path=DIR" in here.last
 
 
 def test_fine_tuning_that_watches_the_teacher_caches_what_it_watches_on(here: Here, workspace: Path) -> None:
     words = ["loss=sft", *WORDS, "cache.directory=watched"]
-    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/watch")
+    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/cached/watch")
     assert sorted(sets(group_of(workspace / "watched"))) == ["eval", "valid"]
-    assert read_json(workspace / "outputs/watch/summary.json")["valid/fkl"] > 0
+    assert read_json(workspace / "outputs/cached/watch/summary.json")["valid/fkl"] > 0
     here("train", "teacher=cached", "train.watch_teacher=false", *words, "evaluate=false",
-         "hydra.run.dir=outputs/alone")  # fmt: skip
+         "hydra.run.dir=outputs/cached/alone")  # fmt: skip
     assert "teacher cache:" not in here.err
-    assert "teacher" not in read_json(workspace / "outputs/alone/run.json")
+    assert "teacher" not in read_json(workspace / "outputs/cached/alone/run.json")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_named_cache_of_another_setting_is_refused_in_one_line_with_the_field(
     # A teacher of one's own is not compared with the data that kdrun made it for.
     own = [
         "pair.teacher=outputs/teachers/tiny-unicode/teacher",
-        f"hydra.run.dir=outputs/refused/{words[0].replace(chr(61), chr(45))}",
+        f"hydra.run.dir=outputs/cached/refused/{words[0].replace(chr(61), chr(45))}",
     ]
     here("train", "teacher=cached", "loss=fkl", f"teacher.path={group}", *CELLS, *own, *words, code=2)
     assert here.last.startswith("kdrun: ") and f"path={group}: the cache " in here.last
@@ -244,10 +244,12 @@ def test_another_teacher_is_another_cache_or_a_refusal(group: Path, workspace: P
     weights[-1] ^= 1
     path.write_bytes(weights)
     words = ["teacher=cached", "loss=fkl", "pair.teacher=altered", *CELLS]
-    here("train", *words, f"teacher.path={group}", "hydra.run.dir=outputs/altered", code=2)
+    here("train", *words, f"teacher.path={group}", "hydra.run.dir=outputs/cached/altered", code=2)
     assert "weights_sha256=" in here.last
     here("cache", *words)
     assert "one pass of altered" in here.err
+    here("cache", *words, "data.max_rows=63")
+    assert "none of this run's train rows yet; the nearest there differs in data_sha256, rows_sha256" in here.err
 
 
 def test_a_damaged_shard_of_ones_own_cache_stops_the_run_in_one_line(here: Here, workspace: Path) -> None:
@@ -257,11 +259,11 @@ def test_a_damaged_shard_of_ones_own_cache_stops_the_run_in_one_line(here: Here,
     content = bytearray(shard.read_bytes())
     content[1000] ^= 16
     shard.write_bytes(content)
-    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/damaged", code=2)
+    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/cached/damaged", code=2)
     assert "states-00000.bin: does not have the sha256" in here.last
     assert f"rm -r {shard.parent.relative_to(workspace)}" in here.last
     shutil.rmtree(shard.parent)  # what the line says
-    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/mended")
+    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/cached/mended")
     assert here.err.count("over train:") == 1
 
 
@@ -319,12 +321,12 @@ def test_two_processes_that_want_the_same_cache_build_it_once(workspace: Path, h
         if list((workspace / "both").glob("*/*.partial")):
             break
         time.sleep(0.05)
-    here("train", "teacher=cached", *CELLS, "teacher.directory=both", "hydra.run.dir=outputs/second")
+    here("train", "teacher=cached", *CELLS, "teacher.directory=both", "hydra.run.dir=outputs/cached/second")
     _, said = first.communicate(timeout=120)
     assert first.returncode == 0, said
     assert "one pass of" in said and "one pass of" not in here.err
     assert "waiting, another process makes" in here.err
-    made = read_json(workspace / "outputs/second/run.json")["teacher"]["sets"]
+    made = read_json(workspace / "outputs/cached/second/run.json")["teacher"]["sets"]
     assert not any(entry["made_here"] for entry in made.values())
 
 
@@ -364,19 +366,19 @@ def test_an_altered_manifest_is_refused_with_the_field(here: Here, workspace: Pa
     content = json.loads(path.read_text())
     content["identity"]["template"] = "alpaca"
     path.write_text(json.dumps(content))
-    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/forged", code=2)
+    here("train", "teacher=cached", *words, "hydra.run.dir=outputs/cached/forged", code=2)
     assert "has template=alpaca, this run template=plain" in here.last
 
 
 def test_a_lossy_cache_trains_and_says_what_it_leaves_out(here: Here, workspace: Path) -> None:
     words = ["teacher=cached", "cache.topk=20", "loss=fkl", *WORDS, "teacher.directory=lossy"]
-    here("train", *words, "hydra.run.dir=outputs/lossy")
+    here("train", *words, "hydra.run.dir=outputs/cached/lossy")
     assert here.err.count("teacher.topk=20: against the untrained student") == 3
     assert "exact" in here.err and "lost)" in here.err
-    summary = read_json(workspace / "outputs/lossy/summary.json")
+    summary = read_json(workspace / "outputs/cached/lossy/summary.json")
     assert {"valid/topk_fkl", "eval/topk_rkl", "valid/nll", "train/divergence"} <= summary.keys()
     assert "valid/fkl" not in summary, "a bound does not bear the name of the exact value"
-    facts = read_json(workspace / "outputs/lossy/run.json")["teacher"]["sets"]["train"]
+    facts = read_json(workspace / "outputs/cached/lossy/run.json")["teacher"]["sets"]["train"]
     assert 0 < facts["truncation"]["share_lost"]["fkl"] < 1
     group = group_of(workspace / "lossy")
     assert "-top20-" in group.name
@@ -388,5 +390,6 @@ def test_a_lossy_cache_refuses_what_it_cannot_serve_before_anything_is_loaded(he
     here("sweep", "teacher=cached", "cache.topk=20", "loss=fkl,akl", *CELLS, code=2)
     assert here.last.startswith("kdrun: cache.topk=20: a lossy cache cannot serve loss=akl (akl looks at ")
     assert "one of loss=fkl,rkl,fkl_rkl,jsd,tvd,skl,srkl,alpha" in here.last
-    here("train", "teacher=cached", "cache.topk=5000", "loss=fkl", *CELLS, "hydra.run.dir=outputs/too-many", code=2)
+    words = ["teacher=cached", "cache.topk=5000", "loss=fkl", *CELLS]
+    here("train", *words, "hydra.run.dir=outputs/cached/too-many", code=2)
     assert "topk=5000: must be at most 300" in here.last
