@@ -269,7 +269,8 @@ def add_product_(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor, product_VD: 
         torch.addmm(sum_VD, left_VC, right_CD, out_dtype=sum_VD.dtype, out=sum_VD)
     else:
         torch.mm(left_VC, right_CD, out=product_VD)
-        for rows in row_blocks(*sum_VD.shape, sum_VD.device.type):  # whole, a copy in float32 would be made first
+        # in blocks, as a sum of two dtypes first makes a copy in the wider one
+        for rows in row_blocks(sum_VD.shape[0], sum_VD.shape[1], sum_VD.device.type):
             sum_VD[rows] += product_VD[rows]
 
 

@@ -35,8 +35,13 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.head = head_of(model) if rows is None else head_of(model).cut(rows)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def hidden(self, batch: Batch) -> Tensor:
-        """One forward pass of the body a group, in the teacher's own dtype."""
-        with torch.autocast(batch.target_N.device.type, enabled=False):
+        """One forward pass of the body a group, in the teacher's own dtype; float32 takes part in training's autocast.
+
+        The result is an inference tensor: autograd refuses to save it, which nothing here asks for.
+        """
+        device_type = batch.target_N.device.type
+        autocast = torch.is_autocast_enabled(device_type) and self.head.weight_VD.dtype is torch.float32
+        with torch.autocast(device_type, enabled=autocast, dtype=torch.get_autocast_dtype(device_type)):
             return scored_hidden_states(self.model, batch.groups)

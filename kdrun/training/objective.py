@@ -56,8 +56,10 @@ class StudentObjective(nn.Module):
         live = teacher if not isinstance(teacher, TopkTeacher) else None
         teacher_hidden_NE = live.hidden(batch) if live is not None else None
         student_hidden_ND = scored_hidden_states(self.student, batch.groups)
-        if torch.is_autocast_enabled(device_type):  # the head's products in the body's precision
-            student_hidden_ND = student_hidden_ND.to(torch.get_autocast_dtype(device_type))
+        if torch.is_autocast_enabled(device_type):  # the heads' products in the body's precision
+            dtype = torch.get_autocast_dtype(device_type)
+            student_hidden_ND = student_hidden_ND.to(dtype)
+            teacher_hidden_NE = teacher_hidden_NE.to(dtype) if teacher_hidden_NE is not None else None
         head = head_of(self.student).cut(self.rows)
         theirs = live.head if live is not None else None
         sums = chunked_objective(
