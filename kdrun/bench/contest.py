@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from kdrun.bench.memory import peak_in_own_process, silence
@@ -141,6 +140,7 @@ def hold(
     threads: int | None,
     only: Sequence[str] | None = None,
     report: Callable[[str], None] = lambda _: None,
+    advance: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Warm up and time the contestants of a case in alternation, then weigh each in a process of its own.
 
@@ -148,22 +148,19 @@ def hold(
 
     Args:
         only: the contestants whose names contain one of these words; None: all.
+        advance: called after each of `num_measurements`.
     """
     silence()
-    device_type = case.device.partition(":")[0]
-    contestants = [
-        c
-        for c in case.contestants()
-        if c.device in (None, device_type) and (only is None or any(word in c.name for word in only))
-    ]
+    contestants = chosen(case, only)
     notes: dict[str, str] = {}
     report(f"{case.label}: {len(contestants)} contestants, {repetitions} rounds")
-    timings, peaks, extra = _time(case, contestants, notes, repetitions, device_type)
+    timings, peaks, extra = _time(case, contestants, notes, repetitions, advance)
     weighed = [c.name for c in contestants if memory and c.weighed and c.name in timings and c.name not in peaks]
     if weighed:
         report(f"{case.label}: memory of {len(weighed)}, each in a process of its own")
     for name in weighed:
         peaks[name] = peak_in_own_process(case, name, threads=threads)
+        advance()
     entries = [
         Entry(c.name, c.kind, timings.get(c.name), peaks.get(c.name), notes.get(c.name, ""), extra.get(c.name, {}))
         for c in contestants
@@ -171,15 +168,37 @@ def hold(
     return Outcome(case, entries)
 
 
+def chosen(case: Case, only: Sequence[str] | None) -> list[Contestant]:
+    """The contestants of a case that run on its device and whose names contain one of the words (None: all)."""
+    device_type = case.device.partition(":")[0]
+    return [
+        c
+        for c in case.contestants()
+        if c.device in (None, device_type) and (only is None or any(word in c.name for word in only))
+    ]
+
+
+def num_measurements(case: Case, *, repetitions: int, memory: bool, only: Sequence[str] | None) -> int:
+    """How many calls of a contestant and weighings `hold` makes at most: a peer that is missing makes none."""
+    present = [c for c in chosen(case, only) if c.package is None or is_installed(c.package)]
+    return len(present) * (1 + repetitions) + (sum(c.weighed for c in present) if memory else 0)
+
+
 def _time(
     case: Case,
     contestants: Sequence[Contestant],
     notes: dict[str, str],
     repetitions: int,
-    device_type: str,
+    advance: Callable[[], object],
 ) -> tuple[dict[str, Timing], dict[str, int | None], dict[str, dict[str, float]]]:
     """Timings; peaks and further figures of the contestants that ran in processes of their own. Frees the inputs."""
-    measure = partial(seconds_of, wait=_wait(device_type))
+    wait = _wait(case.device)
+
+    def measure(work: Work) -> float:
+        seconds = seconds_of(work, wait=wait)
+        advance()
+        return seconds
+
     inputs = case.build()
     works: dict[str, Work] = {}
     first: dict[str, float] = {}
@@ -227,8 +246,8 @@ def judge(target: Target, outcome: Outcome, others: Sequence[Outcome]) -> dict[s
     }  # fmt: skip
 
 
-def _wait(device_type: str) -> Work:
-    if device_type != "cuda":
+def _wait(device: str) -> Work:
+    if not device.startswith("cuda"):
         return lambda: None
     import torch
 

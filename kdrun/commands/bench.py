@@ -14,6 +14,7 @@ from kdrun.config.bench import Curve, Measured, PairBench
 from kdrun.data.examples import Example
 from kdrun.errors import UserError
 from kdrun.runs.directory import RunDirectory, write_json, write_text
+from kdrun.runs.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def check_bench(config: BenchConfig) -> None:
 
 
 def _run(config: BenchConfig, folder: Path) -> float:
-    from kdrun.bench.contest import hold
+    from kdrun.bench.contest import hold, num_measurements
     from kdrun.bench.memory import silence
     from kdrun.bench.picture import draw
     from kdrun.bench.report import as_json, as_markdown
@@ -68,17 +69,14 @@ def _run(config: BenchConfig, folder: Path) -> float:
     plan = _plan(config, device)
     rounds = [section.repetitions] * len(plan.cases)
     rounds += [section.curve_repetitions] * len(plan.curve) if isinstance(section, Curve) else []
-    outcomes = [
-        hold(
-            case,
-            repetitions=repetitions,
-            memory=section.memory,
-            threads=section.threads,
-            only=section.only,
-            report=log.info,
-        )
-        for case, repetitions in zip([*plan.cases, *plan.curve], rounds, strict=True)
-    ]
+    cases = list(zip([*plan.cases, *plan.curve], rounds, strict=True))
+    how: dict[str, Any] = {"memory": section.memory, "only": section.only}
+    total = sum(num_measurements(case, repetitions=repetitions, **how) for case, repetitions in cases)
+    with progress(config.name, total) as bar:
+        outcomes = [
+            hold(case, repetitions=repetitions, threads=section.threads, report=log.info, advance=bar, **how)
+            for case, repetitions in cases
+        ]
     found: dict[str, Any] = {
         "bench": section.name,
         "device": _name_of(device),

@@ -273,13 +273,15 @@ def test_a_backward_pass_copies_the_gradient_only_if_the_graph_is_kept(inputs, k
 
 
 def test_default_chunk_fits_the_budget_and_stays_between_16_and_the_number_of_tokens():
-    gpt2 = default_chunk_tokens(10_000, 50257)
-    assert gpt2 == 320
-    assert gpt2 * WORK_TENSORS * 4 * 50257 <= CHUNK_BYTES < (gpt2 + 16) * WORK_TENSORS * 4 * 50257
-    assert default_chunk_tokens(1024, 50257) == 256  # four even chunks rather than three and a rest
-    assert default_chunk_tokens(10_000, 10_000_000) == 16
-    assert default_chunk_tokens(5, 50257) == 5
-    assert default_chunk_tokens(0, 50257) == 1
+    gpt2 = default_chunk_tokens(10_000, 50257, "cpu")
+    assert gpt2 == 208
+    assert gpt2 * WORK_TENSORS * 4 * 50257 <= CHUNK_BYTES["cpu"] < (gpt2 + 16) * WORK_TENSORS * 4 * 50257
+    assert default_chunk_tokens(1024, 50257, "cpu") == 208  # five chunks, the last with 192
+    assert default_chunk_tokens(10_000, 10_000_000, "cpu") == 16
+    assert default_chunk_tokens(5, 50257, "cpu") == 5
+    assert default_chunk_tokens(800, 50257, "cpu") == 208  # 200 each, rounded up to a multiple of 16
+    assert default_chunk_tokens(10_000, 50257, "cuda") > gpt2
+    assert default_chunk_tokens(0, 50257, "cpu") == 1
 
 
 def test_probe_sees_the_logits_of_the_first_tokens_once(inputs):
