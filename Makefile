@@ -26,7 +26,8 @@ demo: setup
 	$(BIN)/kdrun compare outputs/teachers/tiny-unicode $(DEMO) --baseline SFT --baseline FKL --plot $(DEMO)/curves.png
 
 test: setup
-	$(BIN)/python -m pytest
+	@# A file a worker: what its tests share is made once.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Peers to compare with, then every benchmark; tables and pictures in outputs/bench/.
 bench: setup
