@@ -36,12 +36,10 @@ class CacheInputs:
     def epoch(self, teacher: Any, mu: float) -> None:
         """One run of one epoch from a fresh student with loss=akl."""
         from kdrun.losses import make_loss
-        from kdrun.native import fast_float32_products
 
         num_steps = len(self.trained.rows) // self.trained.pair.batch_size
         loop = self.trained.loop(make_loss("akl", mu=mu), teacher, num_steps=num_steps)
-        with fast_float32_products():  # as `kdrun train` does
-            loop.run(start_step=0, on_step=lambda *_: None)
+        loop.run(start_step=0, on_step=lambda *_: None)
 
 
 @dataclass(frozen=True)

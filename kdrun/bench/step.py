@@ -78,14 +78,12 @@ def start(run: Any, case: StepCase, inputs: PairInputs) -> Work:
 def run_ours(given: tuple[PairInputs, int], lane: Lane) -> None:
     """kdrun's loop with a live teacher, loss fkl; no log."""
     from kdrun.losses import make_loss
-    from kdrun.native import fast_float32_products
     from kdrun.teachers.live import LiveTeacher
 
     inputs, num_steps = given
     teacher = LiveTeacher(inputs.teacher().to(inputs.pair.device), rows=None)
     loop = inputs.loop(make_loss("fkl"), teacher, num_steps=num_steps)
-    with fast_float32_products():  # as `kdrun train` does
-        loop.run(start_step=0, on_step=lambda *_: lane.pause())
+    loop.run(start_step=0, on_step=lambda *_: lane.pause())
 
 
 def run_trl(given: tuple[PairInputs, int], lane: Lane, *, checkpointing: bool = False) -> None:

@@ -27,7 +27,6 @@ from kdrun.data.encoding import EncodedSet
 from kdrun.data.unicode_names import unidata_version
 from kdrun.errors import UserError
 from kdrun.models.loading import quiet_libraries, save_model
-from kdrun.native import fast_float32_products
 from kdrun.runs.directory import MetricsFile, RunDirectory, drop_lines_after, write_json
 from kdrun.runs.progress import progress
 from kdrun.runs.tracker import Tracker
@@ -49,7 +48,7 @@ def train(config: TrainConfig, directory: Path, *, overrides: Sequence[str], gro
         overrides=_without_resume(overrides),
         extra={"name": config.name, "group": group},
     )
-    with run.recorded(), fast_float32_products():
+    with run.recorded():
         return Training(config, run, group=group).run_all()
 
 

@@ -1,7 +1,10 @@
 """How much the chunked objective holds at once, counted tensor by tensor."""
 
 import gc
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,3 +101,31 @@ def test_a_chunk_holds_the_work_tensors_of_the_budget_and_a_block_of_rows_not_mo
     _measured(make_loss(name), 4, 2000, chunk_tokens=4)  # what a first call keeps is not counted
     live = _measured(make_loss(name), 96, 2000, chunk_tokens=32)
     assert live.peak_bytes <= work_bytes + 12 * block_bytes + 3 * weight_bytes
+
+
+LEAK = """
+import random, torch
+from pathlib import Path
+from kdrun.losses import chunked_linear_loss, make_loss
+torch.set_num_threads(1)
+def resident_mib():
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+weight, theirs = torch.randn(4000, 32, requires_grad=True), torch.randn(4000, 48)
+random.seed(0)
+for step in range(121):
+    size = random.randint(200, 900)
+    hidden = torch.randn(size, 32, requires_grad=True)
+    weight.grad = None
+    chunked_linear_loss(make_loss("fkl"), hidden, weight, torch.randn(size, 48), theirs, chunk_tokens=208).backward()
+    if step == 20:
+        before = resident_mib()
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_with_every_new_number_of_tokens():
+    """oneDNN kept its code and buffers for every shape: 200 MiB after these steps."""
+    done = subprocess.run([sys.executable, "-c", LEAK], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 30
