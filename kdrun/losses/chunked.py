@@ -249,8 +249,8 @@ def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) ->
     cross_entropy_sum = torch.full_like(own_sum, torch.nan if job.target_N is None else 0)
     for start in range(0, len(hidden_ND), job.chunk_tokens):
         rows = slice(start, min(start + job.chunk_tokens, len(hidden_ND)))
-        # oneDNN keeps code and buffers for every shape that it meets and gives none of it back. So it meets few, and the
-        # odd rest of a batch goes to MKL: else memory grew by several MB a step.
+        # oneDNN keeps code and buffers for every shape that it meets and gives none of it back. So it meets few, and
+        # the odd rest of a batch goes to MKL: else memory grew by several MB a step.
         products = nullcontext() if (rows.stop - rows.start) % MIN_CHUNK_TOKENS else fast_float32_products()
         with products:
             own, cross_entropy_of_chunk, gradient_CV = chunks.run(rows)
