@@ -110,6 +110,7 @@ def test_losses_import_torch_and_themselves_only() -> None:
             "__future__",
             "abc",
             "collections",
+            "contextlib",
             "ctypes",
             "dataclasses",
             "difflib",
