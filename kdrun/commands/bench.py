@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from kdrun.data.examples import Example
 from kdrun.errors import UserError
 from kdrun.runs.directory import RunDirectory, write_json, write_text
 from kdrun.runs.progress import progress
+from kdrun.runs.provenance import versions
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _run(config: BenchConfig, folder: Path) -> float:
         "bench": section.name,
         "device": _name_of(device),
         "threads": threads,
-        "versions": _versions(),
+        "versions": versions(PEERS),
         **as_json(plan, outcomes),
     }
     write_json(folder / "bench.json", found)
@@ -161,13 +161,3 @@ def _name_of(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PEERS:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

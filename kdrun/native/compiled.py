@@ -1,7 +1,7 @@
 """Compiles a .c file of this folder into the user's cache and loads it.
 
-ctypes and the plain C compiler, not torch's extension builder or torch.compile: 0.3 s once per machine instead of 20 s,
-or of 8 s in every process.
+ctypes and the plain C compiler, not torch's extension builder or torch.compile, whose first call takes seconds in every
+process: 0.2 s once per machine.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ALLOWED_ERROR = 8.0
 def fast_float32_products() -> Iterator[None]:
     """While the body runs, float32 products on the CPU go to oneDNN if that is worth it here; else nothing changes.
 
-    For products of a few shapes only: oneDNN keeps 0.3 to 1 MB for every shape that it meets, and has no limit that
+    For products of a few shapes only: oneDNN keeps up to 3 MB for every shape that it meets, and has no limit that
     helped (ONEDNN_PRIMITIVE_CACHE_CAPACITY did not). Round a whole training step it cost 50 MB a step.
     """
     import torch

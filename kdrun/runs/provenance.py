@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a run's numbers."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions, by default of the packages that decide a run's numbers; "absent" for what is not there."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
