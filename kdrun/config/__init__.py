@@ -6,8 +6,9 @@ typing error is answered at once.
 
 from kdrun.config.bench import BenchConfig
 from kdrun.config.commands import CONFIGS, EvaluateConfig, TrainConfig
+from kdrun.config.evaluation import Evaluation
 from kdrun.config.losses import LOSS_SECTIONS, SHORT_KEYS, Loss, loss_parameters
-from kdrun.config.parts import Data, EmbeddedData, Evaluation, HubData, JsonlData, Pair, PretrainedPair, ScratchPair
+from kdrun.config.parts import Data, EmbeddedData, HubData, JsonlData, Pair, PretrainedPair, ScratchPair
 from kdrun.config.section import Section
 from kdrun.config.teacher import CachedTeacher, LiveTeacher, TeacherSource
 

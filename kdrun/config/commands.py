@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from kdrun.config.bench import BenchConfig
+from kdrun.config.evaluation import Evaluation
 from kdrun.config.losses import Loss
-from kdrun.config.parts import Data, Evaluation, Pair, ScratchPair, Track, Train
+from kdrun.config.parts import Data, Pair, ScratchPair, Track, Train
 from kdrun.config.section import CountOrZero, Name, Section
 from kdrun.config.teacher import CachedTeacher, TeacherSource
 

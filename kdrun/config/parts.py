@@ -1,4 +1,4 @@
-"""The groups of a run beside the loss: pair, data, train, eval, track."""
+"""The groups of a run beside the loss: pair, data, train, track."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class HubData(Text):
 Data = Annotated[EmbeddedData | JsonlData | HubData, Field(discriminator="name")]
 
 
-# -- train, eval, track ------------------------------------------------------------------------------------------------
+# -- train, track ------------------------------------------------------------------------------------------------------
 
 
 class Train(Section):
@@ -134,33 +134,6 @@ class Train(Section):
     save_every: Count | None
     keep_checkpoints: Count
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-
-
-class Evaluation(Section):
-    """How a model is evaluated. `greedy` decodes once without sampling; each of `seeds` samples once."""
-
-    name: Name
-    split: Literal["valid", "test"]
-    num_examples: Count | None
-    greedy: bool
-    seeds: tuple[CountOrZero, ...]
-    temperature: Positive
-    top_k: CountOrZero
-    top_p: Annotated[float, Field(gt=0, le=1)]
-    repetition_penalty: Positive
-    no_repeat_ngram_size: CountOrZero
-    max_new_tokens: Count
-    batch_size: Count
-    bertscore: bool
-    bertscore_model: str
-    bertscore_layer: Count
-    bertscore_baseline: str | None
-
-    @model_validator(mode="after")
-    def seeds_are_distinct(self) -> Self:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"eval.seeds={list(self.seeds)}: the same seed twice counts one sample twice")
-        return self
 
 
 class Track(Section):
