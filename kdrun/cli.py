@@ -72,23 +72,73 @@ def evaluate(overrides: Overrides = None) -> None:
     launch("evaluate", overrides)
 
 
+@app.command(
+    context_settings=HYDRA,
+    help="""Let a language model judge evaluations: quality, diversity, and pairs in both orders.
+
+Any OpenAI-compatible endpoint. Without yes=true it prints what it would send, and sends nothing.
+
+Examples: kdrun judge runs=[DIR,DIR] judge.model=NAME judge.base_url=http://HOST/v1 judge.key_env=OPENAI_API_KEY |
+kdrun judge ... against=DIR yes=true | kdrun judge ... against=references decoding=seed10 | kdrun judge ...
+scores=diversity judge.num_examples=100""",
+)
+def judge(overrides: Overrides = None) -> None:
+    """Let a language model judge evaluations."""
+    # To Hydra, eval= is the config group of train and evaluate.
+    launch("judge", [f"evaluation={word[5:]}" if word.startswith("eval=") else word for word in overrides or []])
+
+
 @app.command()
-def compare(
-    directories: Annotated[list[Path], typer.Argument(help="Run directories, sweep directories, or folders of them.")],
-    csv: Annotated[Path | None, typer.Option(help="Write the table to this file too, every metric in it.")] = None,
-    baseline: Annotated[list[str] | None, typer.Option(help="Compare with this run, by name; may be repeated.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the validation curves into this .png or .svg.")] = None,
+def compare(  # noqa: PLR0917 - Typer calls it by name
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="DIR", help="Runs, sweeps, folders of them; wandb:ENTITY/PROJECT or .../GROUP."),
+    ],
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge every student against this run (its name or folder, or sft, teacher); repeatable."),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Every metric, a line a run (and FILE-verdicts.csv).")] = None,
+    latex: Annotated[Path | None, typer.Option(help="The main table for the booktabs package.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", "--md", help="All tables as Markdown.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="The validation curves, as .png or .svg.")] = None,
+    every_metric: Annotated[bool, typer.Option("--all", help="Show every metric, not the main ones.")] = False,
 ) -> None:
-    """One table of runs: the settings that differ and the final metrics, read from the run directories alone."""
+    """Runs side by side: the settings that differ, quality as mean +- sd over seeds, cost, and paired verdicts."""
     from kdrun.launch import answer
 
-    answer(lambda: _compare(directories, csv, plot, baseline or []))
+    def run() -> None:
+        from kdrun.commands.compare import compare
+
+        compare(
+            sources, baselines=baseline or [], csv=csv, latex=latex, markdown=markdown, plot=plot,
+            every_metric=every_metric,
+        )  # fmt: skip
+
+    answer(run)
 
 
-def _compare(directories: list[Path], csv: Path | None, plot: Path | None, baselines: list[str]) -> None:
-    from kdrun.commands.compare import compare as run
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR", help="Runs, sweeps, folders of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    baseline: Annotated[
+        str | None, typer.Option(help="Judge every student against this run (its name or folder, or sft, teacher).")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for figures and tables as files (default: beside the page).")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The page's heading (default: what differs).")] = None,
+) -> None:
+    """One page that opens offline: question, answer, curves, cost, texts, configs and provenance of runs."""
+    from kdrun.launch import answer
 
-    run(directories, csv=csv, plot=plot, baselines=baselines)
+    def run() -> None:
+        from kdrun.commands.report import report
+
+        report(directories, output, baseline=baseline, figures=figures, title=title)
+
+    answer(run)
 
 
 @app.command(
@@ -141,7 +191,7 @@ def show(overrides: Overrides = None) -> None:
     from kdrun.launch import show as run
 
     words = list(overrides or [])
-    command = words.pop(0) if words and words[0] in ("train", "evaluate", "bench") else "train"
+    command = words.pop(0) if words and words[0] in ("train", "evaluate", "judge", "bench") else "train"
     run(command, words)
 
 

@@ -9,7 +9,7 @@ import argparse
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Cell:
     config: Section
     composed: DictConfig  # with the hydra node
     words: list[str]
+    swept: list[str] = field(default_factory=list)  # those of the words that tell the cells of a sweep apart
 
 
 def complete(command: str, overrides: list[str]) -> list[str]:
@@ -54,7 +55,7 @@ def complete(command: str, overrides: list[str]) -> list[str]:
 
 
 def compose_cells(command: str, overrides: list[str], options: argparse.Namespace, conf: Path) -> list[Cell]:
-    """Compose and validate every job that Hydra will run.
+    """Compose and validate every job that Hydra will run, in Hydra's order.
 
     Raises:
         UserError: in one line, for anything that Hydra or the schema refuses.
@@ -65,8 +66,18 @@ def compose_cells(command: str, overrides: list[str], options: argparse.Namespac
     name = options.config_name or command
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        grid = sweep_words(name, overrides, search, command, conf) if options.multirun else [overrides]
-        return [compose_cell(command, name, words + search, conf) for words in grid]
+        if not options.multirun:
+            return [compose_cell(command, name, overrides + search, conf)]
+        fixed, values = sweep_words(name, overrides, search, command, conf)
+        grid = list(itertools.product(*values))
+        # First each value of each axis once, so that errors come soon.
+        first = [tuple(words[0] for words in values)]
+        singles = [(*first[0][:i], word, *first[0][i + 1 :]) for i, words in enumerate(values) for word in words]
+        cells = {
+            swept: replace(compose_cell(command, name, [*fixed, *swept, *search], conf), swept=list(swept))
+            for swept in dict.fromkeys([*first, *singles, *grid])
+        }
+        return [cells[swept] for swept in grid]
 
 
 def search_words(config_dir: str | None) -> list[str]:
@@ -128,8 +139,10 @@ def defaults_of(composed: DictConfig, words: Sequence[str]) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}  # type: ignore[return-value]
 
 
-def sweep_words(name: str, overrides: list[str], search: list[str], command: str, conf: Path) -> list[list[str]]:
-    """The overrides of every cell: first each value of each axis once (errors come soon), then the whole grid."""
+def sweep_words(
+    name: str, overrides: list[str], search: list[str], command: str, conf: Path
+) -> tuple[list[str], list[list[str]]]:
+    """The overrides that all cells share, and the words of each axis; the last axis turns fastest, as Hydra numbers."""
     parser = OverridesParser.create()
     try:
         parsed = parser.parse_overrides(overrides)
@@ -137,21 +150,19 @@ def sweep_words(name: str, overrides: list[str], search: list[str], command: str
         raise UserError(explain_hydra(error, command, overrides, conf)) from error
     fixed = [word.input_line or "" for word in parsed if not word.is_sweep_override()]
     hydra = compose_or_explain(command, name, fixed + search, conf).hydra
-    if not str(hydra.sweeper.get("_target_", "")).endswith("BasicSweeper"):
-        return [fixed]  # another sweeper chooses the values: only the rest can be checked
-    typed = {override.get_key_element() for override in parsed}
+    if not is_grid(hydra):
+        return fixed, []  # another sweeper chooses the values: only the rest can be checked
     configured = [expand_short_key(f"{key}={value}") for key, value in (hydra.sweeper.get("params") or {}).items()]
-    axes = [axis for axis in parsed if axis.is_sweep_override()]
-    axes += [axis for axis in parser.parse_overrides(configured) if axis.get_key_element() not in typed]
-    values = [axis_values(axis) for axis in axes]
-    singles = [
-        fixed + [words[0] for words in values[:i]] + [word] + [words[0] for words in values[i + 1 :]]
-        for i, axis in enumerate(values)
-        for word in axis
-    ]
-    grid = [fixed + list(words) for words in itertools.product(*values)]
-    seen: dict[tuple[str, ...], list[str]] = {tuple(words): words for words in [*singles, *grid]}
-    return list(seen.values())
+    axes = {axis.get_key_element(): axis for axis in parser.parse_overrides(configured)}
+    axes |= {
+        word.get_key_element(): word for word in parsed if word.is_sweep_override() or word.get_key_element() in axes
+    }
+    return fixed, [axis_values(axis) for axis in axes.values()]
+
+
+def is_grid(hydra: DictConfig) -> bool:
+    """Whether the sweeper runs every combination, so that the cells are known beforehand."""
+    return str(hydra.sweeper.get("_target_", "")).endswith("BasicSweeper")
 
 
 def axis_values(axis: Override) -> list[str]:
@@ -163,7 +174,10 @@ def axis_values(axis: Override) -> list[str]:
         )
     if not axis.is_sweep_override():
         return [axis.input_line or ""]
-    return [f"{axis.get_key_element()}={value}" for value in axis.sweep_string_iterator()]
+    words = [f"{axis.get_key_element()}={value}" for value in axis.sweep_string_iterator()]
+    if len(set(words)) < len(words):
+        raise UserError(f"{axis.input_line}: a value stands there twice, and would be run twice; write it once")
+    return words
 
 
 def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Path) -> str:
@@ -172,7 +186,8 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
     if match := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
         group, option = match.groups()
         options = re.findall(r"^\t([^_\s]\S*)$", text, flags=re.MULTILINE) or explain.group_options(conf, group)
-        return f"no {group}={option}{explain.suggest(option, options)} (there are {', '.join(options)})"
+        extra = "; pip install 'kdrun[sweep]' brings joblib and submitit_slurm" if group == "hydra/launcher" else ""
+        return f"no {group}={option}{explain.suggest(option, options)} (there are {', '.join(options)}){extra}"
     if match := re.search(r"Could not override '([^']+)'", text):
         if "No match in the defaults list" in text:
             near = explain.suggest(match[1], explain.known_keys(command, conf))

@@ -38,6 +38,9 @@ def known_keys(command: str, conf: Path) -> dict[str, list[str]]:
     """Every key of a command's config -> the `group=option` choices that have it (empty: always there)."""
     model = CONFIGS[command]
     keys: dict[str, list[str]] = {key: [] for key in model.model_fields}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys |= {f"{name}.{key}": [] for key in field.annotation.model_fields}
     if command == "train":
         keys["experiment"] = []
     for group in ("loss", "pair", "data", "teacher", "train", "eval", "track", "bench"):

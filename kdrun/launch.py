@@ -6,6 +6,7 @@ its one fault, error reports of many lines, is met by composing with the public 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -20,15 +21,26 @@ from typing import Any
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun import cli
 from kdrun.compose import complete, compose_cells, validate
-from kdrun.config import CONFIGS, SHORT_KEYS, BenchConfig, EvaluateConfig, Section, TrainConfig
+from kdrun.config import CONFIGS, SHORT_KEYS, BenchConfig, EvaluateConfig, JudgeConfig, Section, TrainConfig
 from kdrun.errors import UserError
-from kdrun.prepare import check, make_missing_teachers, pin_sweep_directory
-from kdrun.words import expand_short_key, key_of, read_flags, split_words
+from kdrun.prepare import check, confirm_judge, make_missing_teachers
+from kdrun.runs.gpus import unseen_gpu
+from kdrun.runs.sweep import held
+from kdrun.sweep import (
+    begin,
+    check_sweep,
+    device_of,
+    launcher_words,
+    resumed_words,
+    run_cell,
+    run_sweep,
+    with_cached_teacher,
+)
+from kdrun.words import expand_short_key, key_of, quote, read_flags, split_words, value_of
 
 NO_CHECK = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 
@@ -58,27 +70,46 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if any(flag in NO_CHECK for flag in flags):
         return run_hydra(command, flags, typed, conf)
     options = read_flags(flags)
+    resuming = command == "train" and options.multirun and value_of(typed, "resume") is not None
+    if resuming:
+        started, typed = answer(lambda: resumed_words(typed))
+        flags = [*started, *flags]
+        options = read_flags(flags)
+    if options.multirun and options.cfg:
+        answer(_refuse_cfg)
     overrides = answer(lambda: complete(command, [expand_short_key(word, command) for word in typed]))
     cells = answer(lambda: compose_cells(command, overrides, options, conf), typed)
+    if options.multirun:
+        cells, overrides = answer(lambda: with_cached_teacher(cells, overrides, options, conf), typed)
+        answer(lambda: check_sweep(cells, overrides, resuming=resuming), typed)
     if not options.cfg:
-        answer(lambda: check(command, cells, overrides, options.multirun), typed)
+        answer(lambda: check(command, cells, overrides, options.multirun, resuming=resuming), typed)
+        if command == "judge" and not answer(lambda: confirm_judge(cells, words)):
+            return None
+        if options.multirun:
+            folder = Path(str(cells[0].composed.hydra.sweep.dir))
+            begin(command, folder, flags, overrides, cells)
         if command == "train":
             answer(
                 lambda: make_missing_teachers(
                     cells, options.config_dir, conf, train=lambda words: launch("train", words, conf)
                 )
             )
-        if options.multirun:
-            overrides = pin_sweep_directory(overrides, cells[0].composed)
+    if options.multirun:
+        overrides = [word for word in overrides if key_of(word) != "hydra.sweep.dir"]
+        # The folder is fixed now, for its name may hold the time.
+        overrides += [*launcher_words(cells, overrides), f"hydra.sweep.dir={quote(str(folder))}"]
+        return run_sweep(folder, lambda: run_hydra(command, flags, overrides, conf), show=print_sweep)
     try:
         answer(lambda: run_hydra(command, flags, overrides, conf))
     except KeyboardInterrupt:
         print("kdrun: interrupted", file=sys.stderr)
         sys.exit(130)
-    finally:  # a sweep with a failed cell ends with its table, too
-        if options.multirun and not options.cfg:
-            print_sweep(Path(str(OverridesParser.create().parse_override(overrides[-1]).value())))
     return None
+
+
+def _refuse_cfg() -> None:
+    raise UserError("--cfg: shows the config of one run, so type kdrun train --cfg with the words of one cell")
 
 
 def cache(words: Sequence[str], conf: Path) -> None:
@@ -144,26 +175,49 @@ def run_job(composed: DictConfig) -> float | None:
     words = list(hydra.overrides.task)
     config = validate(command, composed, words)
     directory = Path(hydra.runtime.output_dir)
-    logging.getLogger(__name__).info("%s: %s", directory, " ".join(words))
     group = Path(hydra.sweep.dir).name if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None
+    log = logging.getLogger(__name__)
     if group is None:
-        return answer(lambda: dispatch(config, directory, words, None))  # a user's mistake leaves here, in one line
+        log.info("%s: %s", directory, " ".join(words))
+        return answer(lambda: run_alone(config, directory, words))  # a user's mistake leaves here, in one line
     try:
-        return dispatch(config, directory, words, group)
+        return run_cell(config, directory, words, lambda config: dispatch(config, directory, words, group))
     except Exception as error:
         # Hydra keeps a failed job's exception, whose frames keep the model: later cells would run out of memory.
-        if error.__traceback__ is not None:
-            traceback.print_exc()
-            traceback.clear_frames(error.__traceback__)
+        known = isinstance(error, UserError)
+        log.error("cell %s failed%s", directory.name, f": {error}" if known else "", exc_info=None if known else error)
+        fault: BaseException | None = error
+        while fault is not None:
+            traceback.clear_frames(fault.__traceback__)
+            fault = fault.__cause__ or fault.__context__
         raise
+    finally:
+        gc.collect()  # models lie in cycles, and the next cell wants their memory
+
+
+def run_alone(config: Section, directory: Path, words: list[str]) -> float:
+    """One run that is no part of a sweep, or one cell that goes on by itself: no other process may have it."""
+    if not (directory.parent / "sweep.json").exists():
+        return dispatch(config, directory, words, None)
+    with held(directory) as free:
+        if not free:
+            raise UserError(f"resume={directory}: another process runs this cell; wait for it, or stop it first")
+        return dispatch(config, directory, words, directory.parent.name)
 
 
 def dispatch(config: Section, directory: Path, words: list[str], group: str | None) -> float:
     """The command that a config belongs to."""
+    key, device = device_of(config)
+    if device == "auto" and (line := unseen_gpu(key, _torch_sees_a_gpu)):
+        logging.getLogger(__name__).warning(line)
     if isinstance(config, TrainConfig):
         from kdrun.commands.train import train
 
         return train(config, directory, overrides=words, group=group)
+    if isinstance(config, JudgeConfig):
+        from kdrun.commands.judge import judge
+
+        return judge(config, directory, overrides=words)
     if isinstance(config, BenchConfig):
         from kdrun.commands.bench import bench
 
@@ -172,3 +226,9 @@ def dispatch(config: Section, directory: Path, words: list[str], group: str | No
 
     assert isinstance(config, EvaluateConfig)
     return evaluate(config, directory, overrides=words)
+
+
+def _torch_sees_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from kdrun.compose import Cell, search_words
-from kdrun.config import BenchConfig, EvaluateConfig, TrainConfig
+from kdrun.config import BenchConfig, EvaluateConfig, JudgeConfig, TrainConfig
 from kdrun.errors import UserError
 from kdrun.words import key_of, quote, value_of
 
 
-def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool) -> None:
+def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool, *, resuming: bool = False) -> None:
     """What a config alone cannot say: files exist and parse, the run directory is free, a resumed run is the same."""
     from kdrun.commands.bench import check_bench
+    from kdrun.commands.judge import check_judge
     from kdrun.commands.preconditions import check_evaluate, check_resume, check_train
     from kdrun.runs.directory import RunDirectory
 
     seen: set[str] = set()
     for cell in cells:
         config = cell.config
+        if isinstance(config, JudgeConfig):
+            if multirun:
+                raise UserError("--multirun: judge takes all of runs=[DIR,...] at once; type it once for each judge")
+            check_judge(config)
+            continue
         key = "".join(repr(getattr(config, group, None)) for group in ("data", "pair", "teacher"))
         if getattr(getattr(config, "teacher", None), "topk", None) is not None:
             key += repr(config.loss)  # type: ignore[attr-defined]
@@ -40,18 +46,26 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool)
     config = cells[0].config
     if isinstance(config, TrainConfig) and config.resume is not None:
         if multirun:
-            raise UserError(
-                "resume=: continues one run; resume the cells of a sweep one by one with kdrun train resume=DIR/N"
-            )
+            raise UserError("resume=: continues one run here; type kdrun sweep resume=DIR to go on with a sweep")
         run = RunDirectory.open(config.resume, key="resume")
         typed = {key_of(word) for word in overrides[len(run.record["overrides"]) :]}
         check_resume(config, run, sorted(typed - {"resume", "hydra.run.dir"}))
-    elif multirun and (folder := value_of(overrides, "hydra.sweep.dir")) and any(Path(folder).glob("*/run.json")):
-        raise UserError(f"hydra.sweep.dir={folder}: holds a sweep already; choose another folder")
+    elif multirun and (folder := value_of(overrides, "hydra.sweep.dir")) and not resuming:
+        if any(Path(folder).glob("*/run.json")) or (Path(folder) / "sweep.json").exists():
+            raise UserError(
+                f"hydra.sweep.dir={folder}: holds a sweep already; choose another folder, or go on with resume={folder}"
+            )
     elif not multirun and (folder := value_of(overrides, "hydra.run.dir")) and (Path(folder) / "run.json").exists():
         raise UserError(
             f"hydra.run.dir={folder}: holds a run already; choose another folder, or go on with resume={folder}"
         )
+
+
+def confirm_judge(cells: list[Cell], words: Sequence[str]) -> bool:
+    """Whether the requests of `kdrun judge` may be sent; prints what they would cost."""
+    from kdrun.commands.judge import confirm
+
+    return confirm([cell.config for cell in cells if isinstance(cell.config, JudgeConfig)], words)
 
 
 def make_missing_teachers(
@@ -96,10 +110,3 @@ def teacher_words(cell: Cell, folder: Path, conf: Path, search: list[str]) -> li
                 words.append(f"{group}.{key}={quote(value)}")
     words.append(f"pair.teacher={quote(str(folder))}")
     return [*words, f"hydra.run.dir={quote(str(folder))}"]
-
-
-def pin_sweep_directory(overrides: list[str], composed: DictConfig) -> list[str]:
-    """Fix hydra.sweep.dir now (it holds the time), so that the summary at the end knows where to look; put it last."""
-    given = [word for word in overrides if key_of(word) == "hydra.sweep.dir"]
-    folder = value_of(given, "hydra.sweep.dir") or composed.hydra.sweep.dir
-    return [*(word for word in overrides if word not in given), f"hydra.sweep.dir={quote(folder)}"]

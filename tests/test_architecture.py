@@ -15,16 +15,17 @@ FLOORS = {
     "teachers": 2,
     "training": 3, "evaluation": 3, "analysis": 3, "studies": 3, "bench": 3,
     "commands": 4,
-    "explain": 5, "words": 5, "compose": 5, "prepare": 5, "launch": 5,
+    "explain": 5, "words": 5, "compose": 5, "prepare": 5, "sweep": 5, "launch": 5,
     "cli": 6, "__main__": 7,
 }  # fmt: skip
 # Within a floor, who may call whom.
 BEFORE = {
-    "bench": ("training",),  # it times the loop itself, as commands/train.py runs it
+    "bench": ("training", "evaluation"),  # it times the loops themselves, as the commands run them
     "explain": ("words",),
     "compose": ("cli", "explain", "words"),
     "prepare": ("compose", "words"),
-    "launch": ("cli", "compose", "prepare", "words"),
+    "sweep": ("compose", "words"),
+    "launch": ("cli", "compose", "prepare", "sweep", "words"),
 }
 HEAVY = {
     "torch", "transformers", "datasets", "wandb", "bert_score", "rouge_score", "accelerate", "peft", "matplotlib",
@@ -39,10 +40,12 @@ MAY_IMPORT = {
     "launch": HYDRA,
     "compose": HYDRA,
     "prepare": HYDRA,
+    "sweep": HYDRA,
 }
 MAY_IMPORT_FILES = {
     "models/heads.py": {"torch"}, "data/scored.py": {"torch"}, "data/batch.py": {"torch"},
-    "evaluation/generation.py": {"torch", "transformers"},
+    "evaluation/generation.py": {"torch"}, "evaluation/sampling.py": {"torch"},
+    "evaluation/slots.py": {"torch", "transformers"},
     "evaluation/agreement.py": {"torch"},
     "bench/loss.py": {"torch"}, "bench/objective.py": {"torch"}, "bench/textbook.py": {"torch"},
 }  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdrun.analysis.comparison import Row
+from kdrun.runs.directory import json_lines
 
 PANELS = {
     "valid/nll": "student NLL on the data\n(nats a token)",
@@ -23,7 +24,7 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """metric -> (step, value) pairs of a run's metrics.jsonl; a torn last line is left out."""
     curves: dict[str, list[tuple[int, float]]] = {}
     path = run / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in json_lines(path):
         try:
             values = json.loads(line)
         except ValueError:

@@ -1,100 +1,175 @@
-"""Runs against a baseline, example by example: a difference counts only where its interval excludes zero."""
+"""Groups against a baseline, example by example: a difference counts only where its interval excludes zero."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kdrun.analysis.comparison import Row, evaluations
+from kdrun.analysis.bootstrap import paired_bootstrap
+from kdrun.analysis.examples import HARNESS, fingerprint, harness_documents, protocol, read_measures
+from kdrun.analysis.seeds import Group
 from kdrun.errors import UserError
-from kdrun.runs.directory import RunDirectory, read_json
 
-# What is compared, its heading, and whether more is better.
-MEASURES = {
-    "fkl": ("FKL", False),
-    "greedy": ("ROUGE-L greedy", True),
-    "sample": ("ROUGE-L sampled", True),
-}
-RESAMPLES = 10_000
+# Whether less or more of a measure is better, by the end or the beginning of its name; of others neither is.
+LESS = ("nll", "fkl", "rkl", "jsd", "tvd", "head_gap", "tail_gap", "bits_per_byte", "lm_loss")
+MORE = ("rouge_", "bertscore_", "bartscore_", "exact_match", "top1_agreement", "quality", "diversity", "win", "acc")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Mean difference to the baseline over the same examples, with a 95 % paired bootstrap interval."""
+    """Mean difference to the baseline over the same examples, with a 95 % paired bootstrap interval and its p value.
+
+    measure: a metric's key, NAME/fkl. baseline: the baseline's mean over examples, each counted once; the NLL and
+    divergences of a summary count each token once, so they are not quite the same number. better: None where the
+    interval holds zero, or where neither more nor less of the measure is better. num_seeds: of the side with fewer;
+    with 1 the noise of training is not wholly in the interval.
+    """
 
     measure: str
     baseline: float
     difference: float
     low: float
     high: float
-    better: bool | None  # None: the interval holds zero
+    p: float
+    better: bool | None
+    num_examples: int
+    num_seeds: int
+
+    @property
+    def said(self) -> str:
+        """better or worse, higher or lower, or no difference shown."""
+        if self.low <= 0 <= self.high:
+            return "no difference shown"
+        if self.better is None:
+            return "higher" if self.difference > 0 else "lower"
+        return "better" if self.better else "worse"
+
+    @property
+    def interval(self) -> str:
+        """The difference and its interval as text: -0.021 [-0.035, -0.007]."""
+        digits, size = 3 if abs(self.baseline) < 10 else 2, max(abs(self.low), abs(self.high))
+        while 0 < size < 10 ** (1 - digits) and digits < 6:  # two digits of it at least
+            digits += 1
+        return f"{self.difference:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
     def __str__(self) -> str:
-        said = {True: "better", False: "worse", None: "no difference shown"}[self.better]
-        return f"{self.difference:+.3g} [{self.low:+.3g}, {self.high:+.3g}] {said}"
+        return f"{self.interval} {self.said}"
 
 
-def verdicts(row: Row, baseline: Row) -> list[Verdict]:
-    """One verdict a measure that both runs have, in the first evaluation that both have.
+def more_is_better(measure: str) -> bool | None:
+    """Whether more of a measure is better; None where neither more nor less is."""
+    name = measure.rsplit("/", 1)[-1].removeprefix("topk_")
+    return True if name.startswith(MORE) else False if name in LESS else None
 
-    Raises:
-        UserError: when the two were evaluated on different examples.
+
+def verdicts(group: Group, baseline: Group, *, measures: Collection[str] | None = None) -> list[Verdict]:
+    """One verdict for every measure that all runs of both groups have of the same examples, evaluation by evaluation.
+
+    Args:
+        measures: metric keys (NAME/fkl); None: every one.
     """
-    mine, others = (evaluations(RunDirectory.open(r.folder, key=str(r.folder))) for r in (row, baseline))
-    name = next((name for name in mine if name in others), None)
-    if name is None:
-        return []
-    ours, theirs = mine[name], others[name]
-    prints = [read_json(folder / "protocol.json", key=str(folder)).get("fingerprint") for folder in (ours, theirs)]
-    if prints[0] != prints[1]:
-        raise UserError(f"{row.label} and {baseline.label} were evaluated on different examples; they cannot be paired")
-    values, reference = read_examples(ours), read_examples(theirs)
-    return [
-        paired(heading, values[name], reference[name], more_is_better=more)
-        for name, (heading, more) in MEASURES.items()
-        if name in values and name in reference
-    ]
+    found = []
+    for name in _shared_evaluations(group, baseline):
+        ours, theirs = _folders(group, name), _folders(baseline, name)
+        if len({fingerprint(folder) for folder in [*ours.values(), *theirs.values()]}) != 1:
+            continue  # `unpaired` says so
+        tables = {folder: read_measures(folder) for folder in [*ours.values(), *theirs.values()]}
+        shared = [m for m in next(iter(tables.values())) if all(m in table for table in tables.values())]
+        if measures is not None:
+            shared = [measure for measure in shared if f"{name}/{measure}" in measures]
+        shared = [measure for measure in shared if _of_same_documents(measure, list(tables))]
+        lengths = {measure: len(next(iter(tables.values()))[measure]) for measure in shared}
+        for length in dict.fromkeys(lengths.values()):  # a task of the harness has examples of its own
+            chosen = [measure for measure in shared if lengths[measure] == length]
+            sides = [
+                np.array([np.stack([tables[folder][m] for m in chosen], -1) for folder in side.values()])
+                for side in (ours, theirs)
+            ]
+            estimates = paired_bootstrap(*sides, same_seeds=list(ours) == list(theirs))
+            for i, (measure, one) in enumerate(zip(chosen, estimates, strict=True)):
+                more = more_is_better(measure)
+                better = None if one.low <= 0 <= one.high or more is None else (one.difference > 0) == more
+                found.append(
+                    Verdict(
+                        f"{name}/{measure}", float(np.nanmean(sides[1][..., i])), one.difference, one.low, one.high,
+                        one.p, better, one.num_examples, min(len(ours), len(theirs)),
+                    )
+                )  # fmt: skip
+    return found
 
 
-def paired(measure: str, values: np.ndarray, reference: np.ndarray, *, more_is_better: bool) -> Verdict:
-    """The mean of values - reference over examples, resampled with a fixed seed."""
-    difference = values - reference
-    random = np.random.default_rng(0)
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 500):  # a piece at a time: 500 x examples numbers in memory
-        means[start : start + 500] = difference[random.integers(0, len(difference), (500, len(difference)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    better = None if low <= 0 <= high else bool((difference.mean() > 0) == more_is_better)
-    return Verdict(measure, float(reference.mean()), float(difference.mean()), float(low), float(high), better)
+def unpaired(group: Group, baseline: Group) -> list[str]:
+    """Sentences that say which evaluations of two groups cannot be paired, and why."""
+    pair = f"{group.label} and {baseline.label}"
+    names = _shared_evaluations(group, baseline)
+    if not names:
+        return [f"{pair} have no evaluation of one name with values of each example, so they are not judged"]
+    reasons = []
+    for name in names:
+        folders = [*_folders(group, name).values(), *_folders(baseline, name).values()]
+        if len({fingerprint(folder) for folder in folders}) != 1:
+            reasons.append(f"{pair} were evaluated on different examples in {name}; they cannot be paired there")
+    return reasons
 
 
-def read_examples(folder: Path) -> dict[str, np.ndarray]:
-    """Per-example values of an evaluation: fkl, and ROUGE-L greedy and sampled (mean over the seeds)."""
-    lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
-    seeds = [name for name in lines[0] if name.startswith("seed")]
-    values = {}
-    if "fkl" in lines[0]:
-        values["fkl"] = np.array([line["fkl"] for line in lines])
-    if "greedy" in lines[0]:
-        values["greedy"] = np.array([line["greedy"]["rouge_l"] for line in lines])
-    if seeds:
-        values["sample"] = np.array([np.mean([line[seed]["rouge_l"] for seed in seeds]) for line in lines])
-    return values
+def mixed_examples(groups: Sequence[Group]) -> list[str]:
+    """Sentences that say which evaluations of one name looked at different examples, or in different ways."""
+    said = []
+    for name in dict.fromkeys(name for group in groups for name in _names(group)):
+        folders = {f: g.label for g in groups for f in _folders(g, name).values()}
+        seen: dict[str, list[str]] = {}
+        for folder, label in folders.items():
+            seen.setdefault(repr(protocol(folder)), []).append(label)
+        if len(seen) > 1:
+            sides = " | ".join(", ".join(dict.fromkeys(labels)) for labels in seen.values())
+            said.append(
+                f"{name}: not the same examples or decoding in all runs, so its columns do not compare: {sides}"
+            )
+    return said
 
 
-def find_baseline(rows: Sequence[Row], name: str) -> Row:
-    """The one row of that name.
+def _shared_evaluations(group: Group, baseline: Group) -> list[str]:
+    return [name for name in _names(group) if name in _names(baseline)]
+
+
+def _names(group: Group) -> list[str]:
+    rows = [row for row in group.rows if row.evaluations]
+    names = dict.fromkeys(name for row in rows for name in row.evaluations)
+    return [name for name in names if any(_has_examples(row.evaluations.get(name)) for row in rows)]
+
+
+def _has_examples(folder: Path | None) -> bool:
+    return folder is not None and any((folder / name).exists() for name in ("examples.jsonl", HARNESS))
+
+
+def _of_same_documents(measure: str, folders: Sequence[Path]) -> bool:
+    if not measure.startswith("harness/"):
+        return True
+    task = measure.split("/")[1]
+    return all(harness_documents(folder).get(task) == harness_documents(folders[0]).get(task) for folder in folders)
+
+
+def _folders(group: Group, name: str) -> dict[str, Path]:
+    """Seed -> folder of the runs that have the evaluation, in the order of seeds."""
+    found = [(repr(row.settings.get("seed")), row.evaluations.get(name)) for row in group.rows]
+    return {seed: folder for seed, folder in sorted(found) if folder is not None and _has_examples(folder)}
+
+
+def find_baseline(groups: Sequence[Group], name: str) -> Group:
+    """The one group of that name: its label, a run's label or folder name, or `sft` or `teacher` by what they are.
 
     Raises:
         UserError: when there is none, or more than one.
     """
-    found = [row for row in rows if name in (row.label, row.folder.name)]
+    found = [group for group in groups if group.label == name]
+    found = found or [g for g in groups if any(name in (row.label, row.folder.name) for row in g.rows)]
+    if not found and name in ("sft", "teacher"):
+        found = [g for g in groups if (g.rows[0].fine_tuned if name == "sft" else g.role == "teacher")]
     if len(found) != 1:
-        names = ", ".join(dict.fromkeys(row.label for row in rows))
+        names = ", ".join(dict.fromkeys(group.label for group in groups))
         raise UserError(
             f"--baseline {name}: {'no' if not found else 'more than one'} run of that name (there are {names})"
         )

@@ -57,19 +57,24 @@ class Case(Protocol):
 
 
 @runtime_checkable
-class Apart(Protocol):
-    """Work that is done in a process of its own, which measures its own memory."""
+class Counted(Protocol):
+    """Work that tells more than its seconds."""
 
     def __call__(self) -> object:
         """Do the task once more."""
         ...
 
-    def close(self) -> int | None:
-        """End the process; its peak in bytes, None when it cannot be told."""
-        ...
-
     def figures(self, seconds: Sequence[float]) -> dict[str, float]:
         """Further figures of the rounds, tokens per second for instance."""
+        ...
+
+
+@runtime_checkable
+class Apart(Counted, Protocol):
+    """Work that is done in a process of its own, which measures its own memory."""
+
+    def close(self) -> int | None:
+        """End the process; its peak in bytes, None when it cannot be told."""
         ...
 
 
@@ -220,7 +225,8 @@ def _time(
         apart = {name: work for name, work in works.items() if isinstance(work, Apart)}
         closed = {name: work.close() for name, work in apart.items()}
     timings = {name: Timing(first[name], values) for name, values in seconds.items()}
-    return timings, closed, {name: work.figures(seconds[name]) for name, work in apart.items()}
+    counted = {name: work.figures(seconds[name]) for name, work in works.items() if isinstance(work, Counted)}
+    return timings, closed, counted
 
 
 def judge(target: Target, outcome: Outcome, others: Sequence[Outcome]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from kdrun.data.encoding import EncodedSet
 from kdrun.data.examples import Example, Splits
 from kdrun.data.sources import load_splits
 from kdrun.data.stored import encode_once
+from kdrun.data.suites import load_suite, suite_name
 from kdrun.data.template import render_prompt
 from kdrun.errors import UserError
 from kdrun.models.loading import load_model, load_tokenizer
@@ -59,22 +60,45 @@ def chosen_rows(available: int, wanted: int | None) -> list[int]:
     return sorted(random.Random(0).sample(range(available), wanted))
 
 
-def evaluated_rows(
-    splits: Splits, tokenizer: Any, data: Data, settings: Evaluation
-) -> tuple[list[Example], EncodedSet]:
-    """The examples of an evaluation, those with an overlong prompt left out, and their tokens."""
-    examples = getattr(splits, settings.split)
-    examples = [examples[i] for i in chosen_rows(len(examples), settings.num_examples)]
-    encoded = encode_data(examples, tokenizer, data, split=settings.split)
-    return [examples[int(i)] for i in encoded.example_index], encoded
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The examples of one evaluation, those with an overlong prompt left out, and their tokens; suite None: the split
+    of the run's own data."""
+
+    suite: str | None
+    examples: list[Example]
+    rows: EncodedSet
+
+
+def evaluation_sets(
+    settings: Evaluation, data: Data, tokenizer: Any, splits: Splits | None = None
+) -> dict[str, EvaluationSet]:
+    """What an evaluation looks at, by the name under which a teacher is asked about it: eval, or eval-SUITE.
+
+    Args:
+        splits: of the run's own data, when they are at hand; they are not needed for suites.
+    """
+    sources: dict[str | None, list[Example]] = {}
+    if settings.suites is None:
+        sources[None] = getattr(splits or load_data(data), settings.split)
+    for name in settings.suites or ():
+        sources[suite_name(name)] = load_suite(name, directory=settings.suites_path)
+    sets = {}
+    for suite, available in sources.items():
+        examples = [available[i] for i in chosen_rows(len(available), settings.num_examples)]
+        rows = encode_data(examples, tokenizer, data, split=suite or settings.split)
+        kept = [examples[int(i)] for i in rows.example_index]
+        sets["eval" if suite is None else f"eval-{suite}"] = EvaluationSet(suite, kept, rows)
+    return sets
 
 
 @dataclass(frozen=True)
 class RunSets:
-    """The rows of a training run, and those of them that its teacher is asked about, by name (train, valid, eval)."""
+    """The rows of a training run, and those that its teacher is asked about, by name (train, valid, eval...)."""
 
     train: EncodedSet
     valid: EncodedSet
+    evaluated: dict[str, EvaluationSet]
     asked: dict[str, EncodedSet]
 
 
@@ -87,13 +111,13 @@ def run_sets(config: TrainConfig, splits: Splits, tokenizer: Any, *, needs_teach
     train = encode_data(splits.train, tokenizer, config.data, split="train")
     valid = encode_data(splits.valid, tokenizer, config.data, split="valid")
     valid = valid.subset(chosen_rows(len(valid), config.train.valid_rows))
+    evaluated = evaluation_sets(config.eval, config.data, tokenizer, splits) if config.evaluate else {}
     asked = {"train": train} if needs_teacher else {}
     if config.role == "student":
         if needs_teacher or config.train.watch_teacher:
             asked["valid"] = valid
-        if config.evaluate:
-            asked["eval"] = evaluated_rows(splits, tokenizer, config.data, config.eval)[1]
-    return RunSets(train, valid, asked)
+        asked |= {name: one.rows for name, one in evaluated.items()}
+    return RunSets(train, valid, evaluated, asked)
 
 
 @dataclass

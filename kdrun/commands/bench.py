@@ -9,7 +9,7 @@ from typing import Any
 
 from kdrun.commands.assembly import choose_device, relative
 from kdrun.config import BenchConfig
-from kdrun.config.bench import Curve, Measured, PairBench
+from kdrun.config.bench import Curve, DataBench, Measured
 from kdrun.data.examples import Example
 from kdrun.errors import UserError
 from kdrun.runs.directory import RunDirectory, write_json, write_text
@@ -44,7 +44,7 @@ def check_bench(config: BenchConfig) -> None:
     section = config.bench
     if section.device.startswith("cuda"):
         choose_device(section.device)
-    if not isinstance(section, PairBench):
+    if not isinstance(section, DataBench):
         return
     if section.data not in EMBEDDED:
         from kdrun.data.jsonl import check_jsonl
@@ -114,6 +114,11 @@ def _plan(config: BenchConfig, device: str) -> Any:
             from kdrun.bench import cache
 
             return cache.plan(mus=values.pop("mus"), pair=_pair(values, device, seed))
+        case "generate":
+            from kdrun.bench import generate
+
+            examples = _examples(values.pop("data"), values.pop("max_rows"), seed)
+            return generate.plan(**values, examples=examples, device=device, seed=seed)
         case _:
             from kdrun.bench import startup
 

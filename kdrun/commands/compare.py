@@ -1,74 +1,178 @@
-"""kdrun compare: one table from run directories alone."""
+"""kdrun compare: settings that differ x metrics, what it cost, and verdicts against a baseline."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kdrun.analysis.comparison import read_rows, table, write_csv
+from kdrun.analysis import online
+from kdrun.analysis.anchors import with_teacher_and_sft
+from kdrun.analysis.comparison import Row, read_rows, with_distinct_labels, write_csv
 from kdrun.analysis.curves import draw_curves
-from kdrun.analysis.verdicts import find_baseline, verdicts
+from kdrun.analysis.seeds import Group, group_by_seed
+from kdrun.analysis.tables import (
+    Spread,
+    Table,
+    cost_table,
+    main_headings,
+    main_table,
+    spell,
+    verdict_table,
+    write_verdicts,
+)
+from kdrun.analysis.verdicts import Verdict, find_baseline, mixed_examples, unpaired, verdicts
 from kdrun.errors import UserError
+from kdrun.runs.directory import write_text
 
 
 def compare(
-    folders: Sequence[Path], *, csv: Path | None = None, plot: Path | None = None, baselines: Sequence[str] = ()
+    sources: Sequence[str | Path],
+    *,
+    baselines: Sequence[str] = (),
+    csv: Path | None = None,
+    latex: Path | None = None,
+    markdown: Path | None = None,
+    plot: Path | None = None,
+    every_metric: bool = False,
 ) -> None:
-    """Print the table of all runs at or below the folders; write it to `csv` too, and their curves to `plot`.
-    For each baseline, a second table: the other students against it, example by example.
+    """Print the tables of all runs at or below the folders (or in W&B) and, for each baseline, the verdicts against it.
+
+    Args:
+        csv: every metric, a line a run; with baselines also CSV-verdicts.csv, a line a comparison of any measure.
 
     Raises:
-        UserError: when a folder is missing or holds no run, or the CSV file exists already.
+        UserError: when a source is missing or holds no run, or a file exists already.
     """
+    verdicts_csv = csv.with_name(f"{csv.stem}-verdicts{csv.suffix}") if csv is not None and baselines else None
+    files = {"csv": csv, "csv ": verdicts_csv, "latex": latex, "markdown": markdown, "plot": plot}
+    for option, path in files.items():
+        if path is not None and path.exists():
+            raise UserError(f"--{option.strip()} {path}: the file exists; name a new one, or remove it first")
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise UserError(f"--plot {plot}: must end in .png or .svg")
+    rows, mirrored = read_sources(sources)
+    rows, hints = with_teacher_and_sft(rows)
+    groups = group_by_seed(rows)
+    against = [find_baseline(groups, name) for name in baselines]
+
+    names = [name for group in groups for name in group.metrics]
+    headings = {n: n for n in sorted(set(names))} if every_metric else main_headings(names)
+    quality, costs = main_table(groups, headings=headings), cost_table(groups)
+    judged = [(baseline, judge(groups, baseline)) for baseline in against]
+    verdict_tables = [verdict_table(baseline, found, headings) for baseline, found in judged]
+    print_table(quality, title="quality")
+    if costs.lines and not every_metric:
+        print_table(costs, title="cost")
+    for baseline, table in zip(against, verdict_tables, strict=True):
+        print_verdicts(baseline, table)
+    notes = [*hints, *mixed_examples(groups)]
+    notes += [line for baseline, found in judged for group, _ in found for line in unpaired(group, baseline)]
+    if mirrored:
+        notes.append("W&B holds no values of single examples, so its runs have no paired intervals")
+    for line in dict.fromkeys(notes):
+        print(f"- {line}")
+
+    if csv is not None:
+        write_csv(csv, rows)
+    if verdicts_csv is not None:
+        write_verdicts(verdicts_csv, judged)
+    if latex is not None:
+        write_text(latex, quality.as_latex())
+    if markdown is not None:
+        write_text(
+            markdown, "\n".join(table.as_markdown() for table in [quality, costs, *verdict_tables] if table.lines)
+        )
+    if plot is not None:
+        _plot(rows, mirrored, plot)
+    for path in files.values():
+        if path is not None:
+            print(f"written: {path}")
+
+
+def read_sources(sources: Sequence[str | Path]) -> tuple[list[Row], dict[Path, Any]]:
+    """The rows of directories and of W&B, and the W&B runs by their row's folder.
+
+    Raises:
+        UserError: when a source is missing or holds no run.
+    """
+    folders = [Path(source) for source in sources if not str(source).startswith(online.PREFIX)]
     for folder in folders:
         if not folder.exists():
             raise UserError(f"{folder}: no such folder; give run directories or folders that hold some")
-    if csv is not None and csv.exists():
-        raise UserError(f"--csv {csv}: the file exists; name a new one, or remove it first")
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise UserError(f"--plot {plot}: must end in .png or .svg")
+    online.refuse_offline_folders(folders)
     rows = read_rows(folders)
-    if not rows:
+    if folders and not rows:
         raise UserError(f"{', '.join(map(str, folders))}: no run directory there (a folder with run.json)")
-    against = [find_baseline(rows, name) for name in baselines]
-    header, cells = table(rows)
-    _print(header, cells)
-    for baseline in against:
-        others = [row for row in rows if row is not baseline and row.settings.get("role") != "teacher"]
-        judged = {row.label: verdicts(row, baseline) for row in others}
-        headings = [f"{v.measure} ({v.baseline:.3g})" for v in next(iter(judged.values()), [])]
-        print(f"Against {baseline.label}: mean difference [95 % interval, paired bootstrap over examples]")
-        _print(["run", *headings], [[label, *map(str, found)] for label, found in judged.items()])
-    if csv is not None:
-        write_csv(csv, rows)
-        print(f"written: {csv}")
-    if plot is not None:
-        draw_curves([row for row in rows if (row.folder / "metrics.jsonl").exists()], plot)
-        print(f"written: {plot}")
+    runs = [run for s in sources if str(s).startswith(online.PREFIX) for run in online.fetch_runs(str(s))]
+    mirrored = {online.online_row(run).folder: run for run in runs}
+    return with_distinct_labels([*rows, *map(online.online_row, mirrored.values())]), mirrored
 
 
-def _print(header: list[str], cells: list[list[Any]]) -> None:
+def judge(groups: Sequence[Group], baseline: Group) -> list[tuple[Group, list[Verdict]]]:
+    """The verdicts on every finished group but the teacher and the baseline itself."""
+    others = [g for g in groups if g is not baseline and g.role == "student" and g.status == "done"]
+    return [(group, verdicts(group, baseline)) for group in others]
+
+
+def _plot(rows: Sequence[Row], mirrored: dict[Path, Any], path: Path) -> None:
+    with tempfile.TemporaryDirectory() as downloaded:
+        drawn = []
+        for i, row in enumerate(rows):
+            if row.folder in mirrored:
+                online.save_curves(mirrored[row.folder], Path(downloaded) / str(i))
+                drawn.append(replace(row, folder=Path(downloaded) / str(i)))
+            elif (row.folder / "metrics.jsonl").exists():
+                drawn.append(row)
+        draw_curves(drawn, path)
+
+
+def print_table(table: Table, *, title: str = "") -> None:
+    """Print a table; what the terminal is too narrow for follows in another one below, each with the first column."""
+    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Table as Shown
 
-    shown = Table(header_style="bold")
-    for i, name in enumerate(header):
-        numeric = any(isinstance(line[i], int | float) and not isinstance(line[i], bool) for line in cells)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for line in cells:
-        shown.add_row(*map(_spell, line))
-    console = Console()
+    console, cells = Console(), table.cells()
     if not console.is_terminal:
-        console.width = max(console.width, 40 + 14 * len(header))
-    console.print(shown)
+        console.width = max(console.width, 200)  # nothing is folded in a file
+    # Of a heading its longest word: rich left alone takes from the middle of words, and from numbers.
+    needed = [max(map(len, [*head.split(), *(line[j] for line in cells)])) for j, head in enumerate(table.header)]
+    widths = [min(width, console.width // 2) + 3 for width in needed]
+    kept = [j for j in range(1, len(table.header)) if any(line[j] for line in cells)]
+    sheets: list[list[int]] = [[]]
+    for j in kept:
+        if sheets[-1] and 2 + widths[0] + sum(widths[k] for k in sheets[-1]) + widths[j] > console.width:
+            sheets.append([])
+        sheets[-1].append(j)
+    for n, sheet in enumerate(sheets):
+        shown = Shown(title=title if n == 0 else None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+        for j in [0, *sheet]:
+            numeric = any(isinstance(line[j], int | float | Spread) for line in table.lines)
+            justify: Literal["left", "right"] = "right" if numeric else "left"
+            shown.add_column(table.header[j], justify=justify, overflow="fold", width=widths[j] - 3)
+        for i, line in enumerate(cells):
+            shown.add_row(
+                *(f"[bold]{escape(line[j])}[/]" if (i, j) in table.bold else escape(line[j]) for j in [0, *sheet])
+            )
+        console.print(shown)
+    if table.note:
+        console.print(table.note, style="dim", highlight=False)
 
 
-def _spell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value)
+def print_verdicts(baseline: Group, table: Table) -> None:
+    """Print a table of verdicts, each measure under a heading with the baseline's mean."""
+    measure, heads = "", set()
+    lines: list[list[Any]] = []
+    for line in table.lines:
+        if line[0] != measure:
+            measure = line[0]
+            heads.add((len(lines), 0))
+            lines.append([measure, f"{baseline.label}: {spell(line[1])}", "", ""])
+        lines.append(
+            [f"  {line[2]}", *line[3:-1], line[-1].removeprefix("no difference ").replace("shown", "not shown")]
+        )
+    print_table(Table(table.header[2:], lines, table.note, frozenset(heads)), title=f"against {baseline.label}")

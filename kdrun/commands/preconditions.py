@@ -150,14 +150,25 @@ def check_evaluate(config: EvaluateConfig) -> None:
 
 
 def check_scoring(settings: Evaluation) -> None:
-    """The BERTScore encoder is there, and a baseline belongs to it, before anything is generated for it."""
+    """Suites, scoring models and harness tasks are there (fetched from the hub), before anything is generated for them.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from kdrun.data.suites import check_suites
+    from kdrun.evaluation.bartscore import find_seq2seq
     from kdrun.evaluation.bertscore import read_baseline
     from kdrun.evaluation.encoder import find_model
+    from kdrun.evaluation.harness import fetch_harness
 
+    check_suites(settings.suites or (), settings.suites_path)
     if settings.bertscore:
         find_model(settings.bertscore_model)
         if settings.bertscore_baseline is not None:
             read_baseline(settings.bertscore_baseline)
+    if settings.bartscore_model is not None:
+        find_seq2seq(settings.bartscore_model)
+    fetch_harness(settings.harness, settings.harness_path)
 
 
 def check_data(data: Data) -> None:

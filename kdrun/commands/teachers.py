@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +39,7 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass
 class RunTeacher:
-    """The teacher of a run for each of its sets (train, valid, eval), and what run.json says of it."""
+    """The teacher of a run for each of its sets (train, valid, eval...), and what run.json says of it."""
 
     sets: Mapping[str, AnyTeacher] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -87,11 +87,19 @@ def live_teacher(
     return LiveTeacher(model, rows=None), shared
 
 
-def run_live(teacher: LiveTeacher, shared: int, reference: str) -> RunTeacher:
-    """A live teacher for every set, its head cut to the shared rows."""
+def run_live(teacher: LiveTeacher, shared: int, reference: str, *, sets: Iterable[str]) -> RunTeacher:
+    """A live teacher for the named sets, its head cut to the shared rows."""
     cut = LiveTeacher(teacher.model, rows=shared)
     facts = {"reference": reference, "source": "live", **describe(teacher.model)}
-    return RunTeacher(dict.fromkeys(("train", "valid", "eval"), cut), facts)
+    return RunTeacher(dict.fromkeys(sets, cut), facts)
+
+
+def load_live(
+    reference: str, models: Models, sets: Mapping[str, EncodedSet], *, pair: Pair | None, device: str
+) -> RunTeacher:
+    """A teacher's model, loaded for an evaluation of these sets alone."""
+    found = live_teacher(reference, models, next(iter(sets.values())), pair=pair, device=device)
+    return run_live(*found, reference, sets=sets)
 
 
 def teacher_dtype(pair: Pair | None) -> str:

@@ -20,8 +20,16 @@ from kdrun.commands.assembly import (
     relative,
     run_sets,
 )
-from kdrun.commands.evaluate import evaluate_model, load_live
-from kdrun.commands.teachers import AnyTeacher, Caches, RunTeacher, check_context, live_teacher, preflight, run_live
+from kdrun.commands.scoring import evaluate_model
+from kdrun.commands.teachers import (
+    Caches,
+    RunTeacher,
+    check_context,
+    live_teacher,
+    load_live,
+    preflight,
+    run_live,
+)
 from kdrun.config import CachedTeacher, TrainConfig, loss_parameters
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.unicode_names import unidata_version
@@ -95,8 +103,9 @@ class Training:
             self.metrics["train_s"] = round(time.monotonic() - started, 2)
             if config.evaluate:
                 summary = evaluate_model(
-                    models, splits, config.data, config.eval, directory=self.run.path / "eval" / config.eval.name,
-                    teacher=self._evaluating_teacher(models, teacher, sets, device), device=device,
+                    models, sets.evaluated, config.data, config.eval, device=device, tracker=tracker,
+                    directory=self.run.path / "eval" / config.eval.name,
+                    teachers=self._evaluating_teacher(models, teacher, sets, device).sets,
                 )  # fmt: skip
                 self.metrics |= {f"eval/{name}": value for name, value in summary.items()}
         except BaseException:
@@ -127,17 +136,18 @@ class Training:
             caches.ensure(device=device)
             return caches.open(device=device, reader=self.run.path)
         if not {"train", "valid"} & sets.asked.keys():
-            return RunTeacher()  # the evaluation alone: loaded when the training's memory is free again
+            return RunTeacher()  # for the evaluation alone: loaded when the training's memory is free again
         reference = config.pair.teacher
         found = live_teacher(
             reference, models, sets.train, pair=config.pair, device=device, max_tokens=config.data.max_tokens
         )
-        return run_live(*found, reference)
+        return run_live(*found, reference, sets=sets.asked)
 
-    def _evaluating_teacher(self, models: Models, teacher: RunTeacher, sets: RunSets, device: str) -> AnyTeacher | None:
-        if "eval" in teacher.sets or "eval" not in sets.asked:
-            return teacher.sets.get("eval")
-        return load_live(self.config.pair.teacher, models, sets.asked["eval"], pair=self.config.pair, device=device)
+    def _evaluating_teacher(self, models: Models, teacher: RunTeacher, sets: RunSets, device: str) -> RunTeacher:
+        wanted = {name: rows for name, rows in sets.asked.items() if name in sets.evaluated}
+        if not wanted or wanted.keys() <= teacher.sets.keys():
+            return teacher
+        return load_live(self.config.pair.teacher, models, wanted, pair=self.config.pair, device=device)
 
     def _accelerator(self, device: str) -> Any:
         from accelerate import Accelerator

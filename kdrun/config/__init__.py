@@ -7,6 +7,7 @@ typing error is answered at once.
 from kdrun.config.bench import BenchConfig
 from kdrun.config.commands import CONFIGS, EvaluateConfig, TrainConfig
 from kdrun.config.evaluation import Evaluation
+from kdrun.config.judge import JudgeConfig
 from kdrun.config.losses import LOSS_SECTIONS, SHORT_KEYS, Loss, loss_parameters
 from kdrun.config.parts import Data, EmbeddedData, HubData, JsonlData, Pair, PretrainedPair, ScratchPair
 from kdrun.config.section import Section
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluation",
     "HubData",
     "JsonlData",
+    "JudgeConfig",
     "LiveTeacher",
     "Loss",
     "Pair",

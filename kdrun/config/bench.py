@@ -64,21 +64,26 @@ class ObjectiveBench(Curve):
         return self
 
 
-class PairBench(Measured):
-    """Training of a pair of random models. data: docstrings, unicode or a JSON-lines file, of which max_rows are taken;
+class DataBench(Measured):
+    """Random models on real texts. data: docstrings, unicode or a JSON-lines file, of which max_rows are taken;
     tokenizer null: made from the data."""
 
     data: str
     max_rows: Count
     tokenizer: str | None
     vocabulary: Annotated[int, Field(ge=2)]
+    max_prompt_tokens: Count
+
+
+class PairBench(DataBench):
+    """Training of a pair of random models."""
+
     student_layers: Count
     student_width: Count
     student_heads: Count
     teacher_layers: Count
     teacher_width: Count
     teacher_heads: Count
-    max_prompt_tokens: Count
     max_tokens: Annotated[int, Field(ge=2)]
     batch_size: Count
     precision: Literal["fp32", "bf16"]
@@ -110,13 +115,35 @@ class CacheBench(PairBench):
     mus: Annotated[tuple[OpenShare, ...], Field(min_length=2)]
 
 
+class GenerateBench(DataBench):
+    """Texts of the lengths of the data's responses. batch_sizes: of ours, and the last one of generate on sorted
+    prompts; usual_batch_size: of generate as it is used. temperature 0: greedy."""
+
+    name: Literal["generate"]
+    layers: Count
+    width: Count
+    heads: Count
+    max_new_tokens: Count
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)]
+    usual_batch_size: Count
+    temperature: NonNegative
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"bench.heads={self.heads}: must divide bench.width={self.width}")
+        return self
+
+
 class StartupBench(Measured):
     """Commands in fresh processes."""
 
     name: Literal["startup"]
 
 
-Bench = Annotated[LossBench | ObjectiveBench | StepBench | CacheBench | StartupBench, Field(discriminator="name")]
+Bench = Annotated[
+    LossBench | ObjectiveBench | StepBench | CacheBench | GenerateBench | StartupBench, Field(discriminator="name")
+]
 
 
 class BenchConfig(Section):

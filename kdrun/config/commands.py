@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from kdrun.config.bench import BenchConfig
 from kdrun.config.evaluation import Evaluation
+from kdrun.config.judge import JudgeConfig
 from kdrun.config.losses import Loss
 from kdrun.config.parts import Data, Pair, ScratchPair, Track, Train
 from kdrun.config.section import CountOrZero, Name, Section
@@ -83,4 +84,9 @@ class EvaluateConfig(Section):
         return self
 
 
-CONFIGS: dict[str, type[Section]] = {"train": TrainConfig, "evaluate": EvaluateConfig, "bench": BenchConfig}
+CONFIGS: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "judge": JudgeConfig,
+    "bench": BenchConfig,
+}

@@ -1,12 +1,12 @@
 """How near a student is to the data and to its teacher, token by token, on held-out responses.
 
-Shapes: N scored tokens, C tokens of a chunk, V shared vocabulary.
+Shapes: N scored tokens, C tokens of a chunk, V shared vocabulary. p = softmax(teacher logits), q = softmax(student's).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,16 +18,22 @@ from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.losses import divergence_diagnostics, make_loss
 from kdrun.losses.buckets import bucketed_nats
+from kdrun.losses.head import head_share
+from kdrun.losses.interface import dot, log_probs
 from kdrun.models.heads import head_of, scored_hidden_states
 from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import MEASURED, TopkTeacher
 
 CHUNK_BYTES = 128 * 2**20  # of [C, V] float32 work tensors
+HEAD_MASS = 0.5  # the teacher's likeliest entries up to this probability, by the rule `code` of losses/head.py
 
 
 @dataclass
 class Agreement:
-    """`means`: over all scored tokens alike. `rows`: the mean over each row's tokens, in row order."""
+    """`means`: over all scored tokens alike. `rows`: the mean over each row's tokens, in row order.
+
+    Two are other means: lm_loss is the plain mean of its rows, bits_per_byte all bits over all bytes.
+    """
 
     means: dict[str, float]
     rows: dict[str, list[float]] = field(default_factory=dict)
@@ -42,17 +48,29 @@ def agreement(
     pad_id: int,
     batch_size: int,
     rows: int | None = None,
+    eos_id: int | None = None,
+    response_bytes: Sequence[int] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Agreement:
     """Negative log-likelihoods of the data and, with a teacher, the divergences between the two (temperature 1).
 
     Keys: nll (nats a token), teacher_nll, fkl = KL(teacher || student), rkl, jsd, tvd, head_gap, tail_gap, akl_weight,
-    top1_agreement, student_entropy, teacher_entropy; perplexity = exp(nll) in `means` only. With a lossy cache: nll,
-    top1_agreement, and topk_fkl, topk_rkl, topk_jsd, topk_tvd between the buckets, lower bounds of the exact ones.
+    top1_agreement, student_entropy, teacher_entropy; perplexity = exp(nll) in `means` only. fkl_head + fkl_tail = fkl
+    and rkl_head + rkl_tail = rkl: the sums over the teacher's head and tail (rule and mass of head_gap), nats a token;
+    a part may be negative. With a lossy cache: nll, top1_agreement, and topk_fkl, topk_rkl, topk_jsd, topk_tvd between
+    the buckets, lower bounds of the exact ones.
+
+    With eos_id: lm_loss, as MiniLLM's evaluation logs it (evaluate_main.py): the nats a token of a response without
+    its EOS, every example counted alike, long or short. It cuts responses at 256 tokens, here they end where `encoded`
+    cuts them. With response_bytes too: bits_per_byte, the bits of the same tokens over the bytes of their text, which
+    compares models of different tokenizers; EOS is in neither. An empty response has 0 of both.
 
     Args:
         rows: vocabulary rows that both heads share; None keeps the student's.
+        response_bytes: of each row, see `count_response_bytes`.
     """
+    if response_bytes is not None and (eos_id is None or len(response_bytes) != len(encoded)):
+        raise ValueError(f"response_bytes: needs eos_id, and one number for each of the {len(encoded)} rows")
     device = head_of(student).weight_VD.device
     rows = rows if rows is not None else head_of(student).weight_VD.shape[0]
     modes = student.training
@@ -63,6 +81,8 @@ def agreement(
     for start in range(0, len(order), batch_size):
         batch = make_batch(encoded, order[start : start + batch_size], pad_id=pad_id, device=device)
         values = _token_values(student, teacher, batch, rows=rows)
+        text_N = (batch.target_N != (-1 if eos_id is None else eos_id)).double()
+        values |= {"text_nll": text_N * values["nll"], "text_tokens": text_N}
         row_N = np.repeat(batch.rows, encoded.scored_lengths[batch.rows]).tolist()
         for row in row_N:
             counts[row] += 1
@@ -72,12 +92,35 @@ def agreement(
         if advance is not None:
             advance(len(batch.rows))
     student.train(modes)
+    text_nll, text_tokens = ([row.pop(name) for row in sums] for name in ("text_nll", "text_tokens"))
     total = sum(counts)
     names = list(sums[0])
     means = {name: math.fsum(row[name] for row in sums) / total for name in names}
     means["perplexity"] = math.exp(min(means["nll"], 700.0))
     per_row = {name: [row[name] / count for row, count in zip(sums, counts, strict=True)] for name in names}
+    if eos_id is not None:
+        per_row["lm_loss"] = [nats / max(count, 1) for nats, count in zip(text_nll, text_tokens, strict=True)]
+        means["lm_loss"] = math.fsum(per_row["lm_loss"]) / len(counts)
+    if response_bytes is not None:
+        bits = [nats / math.log(2) for nats in text_nll]
+        per_row["bits_per_byte"] = [b / max(size, 1) for b, size in zip(bits, response_bytes, strict=True)]
+        means["bits_per_byte"] = math.fsum(bits) / max(sum(response_bytes), 1)
     return Agreement(means, per_row)
+
+
+def count_response_bytes(encoded: EncodedSet, tokenizer: Any) -> list[int]:
+    """UTF-8 bytes of the text that each row's scored tokens stand for, without EOS.
+
+    Counted on the decoded tokens: of a response cut at max_tokens only what is scored, and of a character that the cut
+    divides nothing (byte-level tokens decode to U+FFFD there).
+    """
+    texts = []
+    for i in range(len(encoded)):
+        ids, num_prompt = encoded.row(i)
+        is_whole = ids[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(ids[num_prompt : len(ids) - is_whole].tolist(), clean_up_tokenization_spaces=False)
+        texts.append(text if is_whole else text.rstrip("\ufffd"))
+    return [len(text.encode()) for text in texts]
 
 
 def _token_values(student: Any, teacher: Teacher | TopkTeacher | None, batch: Batch, *, rows: int) -> dict[str, Tensor]:
@@ -101,10 +144,24 @@ def _token_values(student: Any, teacher: Teacher | TopkTeacher | None, batch: Ba
             values["teacher_nll"] = torch.nn.functional.cross_entropy(
                 logits["teacher"], target_N[part], reduction="none"
             )
-            values |= divergence_diagnostics(logits["student"], logits["teacher"])
+            values |= divergence_diagnostics(logits["student"], logits["teacher"], mu=HEAD_MASS)
+            values |= _head_and_tail(logits["student"], logits["teacher"], values)
         for name, value in values.items():
             pieces.setdefault(name, []).append(value.double())
     return {name: torch.cat(parts) for name, parts in pieces.items()}
+
+
+def _head_and_tail(
+    student_logits_CV: Tensor, teacher_logits_CV: Tensor, values: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Both divergences in two parts; in validation and evaluation only, a training step does not pay for it."""
+    log_q_CV, log_p_CV = log_probs(student_logits_CV, teacher_logits_CV)
+    p_CV = log_p_CV.exp()
+    share_CV = head_share(p_CV, mu=HEAD_MASS)
+    gap_CV = (log_p_CV - log_q_CV).mul_(share_CV)
+    head = {"fkl": dot(p_CV, gap_CV), "rkl": -dot(log_q_CV.exp(), gap_CV)}
+    parts = {f"{name}_head": value for name, value in head.items()}
+    return parts | {f"{name}_tail": values[name] - value for name, value in head.items()}
 
 
 def _bucket_values(student_logits_CV: Tensor, ids_CK: Tensor, log_p_CJ: Tensor) -> dict[str, Tensor]:

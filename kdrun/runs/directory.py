@@ -216,12 +216,20 @@ class MetricsFile:
         self._file.close()
 
 
+def json_lines(path: Path) -> list[str]:
+    """The lines of a JSON-lines file, none when it is not there; a newline alone ends one.
+
+    str.splitlines also breaks at U+0085 and U+2028, which stand unescaped in generated text.
+    """
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Take out of metrics.jsonl what a resumed run will do again: lines of later steps, and a torn last line."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in json_lines(path):
         try:
             values = json.loads(line)
         except ValueError:

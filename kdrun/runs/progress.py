@@ -1,11 +1,18 @@
-"""Progress with the time left: a rich bar on a terminal, a plain line now and then elsewhere."""
+"""Progress with the time left: a rich bar on a terminal, a plain line now and then elsewhere, a file for a sweep."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+FILE = "progress.json"
+# Where the cell that runs here writes its progress; a sweep has one display, and it reads these files.
+_cell: ContextVar[Path | None] = ContextVar("cell", default=None)
 
 
 class Task:
@@ -29,17 +36,52 @@ class Task:
         """What to show beside the bar."""
         self.text = text
 
+    def left_s(self, now: float) -> float:
+        """Seconds left at the pace so far."""
+        return (now - self._start) / max(self.done - self._before, 1) * (self.total - self.done)
+
     def refresh(self) -> None:
-        """A plain line every ten seconds; the terminal's bar overrides this."""
+        """A plain line every ten seconds; the terminal's bar and the file override this."""
         now = time.monotonic()
         if now - self._said >= 10:
             self._said = now
-            pace = (now - self._start) / max(self.done - self._before, 1)
             print(
-                f"{self.name}: {self.done}/{self.total}, {pace * (self.total - self.done):.0f} s left  {self.text}",
+                f"{self.name}: {self.done}/{self.total}, {self.left_s(now):.0f} s left  {self.text}",
                 file=sys.stderr,
                 flush=True,
             )
+
+
+class FileTask(Task):
+    """Work whose progress goes to a file, at most once a second, and to no display."""
+
+    def __init__(self, name: str, total: int, *, folder: Path) -> None:
+        super().__init__(name, total)
+        self._file = folder / FILE
+        self._said = float("-inf")
+
+    def refresh(self) -> None:
+        """Write the file when the last time is a second ago."""
+        now = time.monotonic()
+        if now - self._said < 1:
+            return
+        self._said = now
+        left = round(self.left_s(now), 1) if self.done > self._before else None
+        content = {"name": self.name, "done": self.done, "total": self.total, "left_s": left, "time": time.time()}
+        aside = self._file.with_name(f".{FILE}")  # no fsync: after a crash of the machine nobody asks for it
+        aside.write_text(json.dumps(content))
+        aside.replace(self._file)
+
+
+@contextmanager
+def progress_in(folder: Path) -> Iterator[None]:
+    """While the body runs, progress goes to a file in this folder and to no display; the file goes at the end."""
+    token = _cell.set(folder)
+    try:
+        yield
+    finally:
+        _cell.reset(token)
+        (folder / FILE).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -49,9 +91,12 @@ def progress(name: str, total: int, *, done: int = 0) -> Iterator[Task]:
     Args:
         done: what an earlier, resumed attempt has done already.
     """
-    if not sys.stderr.isatty():
-        task = Task(name, total)
+    cell = _cell.get()
+    if cell is not None or not sys.stderr.isatty():
+        task = Task(name, total) if cell is None else FileTask(name, total, folder=cell)
         task.begin_at(done)
+        if cell is not None:
+            task.refresh()
         yield task
         return
     from rich.console import Console

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kdrun.runs.gpus import claimed_gpu
+
 PACKAGES = (
     "kdrun",
     "torch",
@@ -25,7 +27,7 @@ PACKAGES = (
 
 
 def provenance() -> dict[str, Any]:
-    """argv, working directory, git commit and dirty flag of the code, package versions, machine."""
+    """argv, working directory, git commit and dirty flag of the code, package versions, machine, the GPU it claimed."""
     return {
         "argv": list(sys.argv),
         "directory": os.getcwd(),
@@ -33,6 +35,7 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(),
         "process": os.getpid(),
+        "gpu": claimed_gpu(),
     }
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+
+# Without a limit, a server that takes calls and never answers holds start and end for ever.
+START_TIMEOUT_S = 30
+FINISH_TIMEOUT_S = 300
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,7 @@ class Tracker:
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or "auto"
         self._run = None
+        self._step = 0
         if mode == "disabled":
             return
         kwargs = {
@@ -55,9 +61,43 @@ class Tracker:
             return
         try:
             self._run.log(values, step=step)
+            self._step = step
         except Exception as error:
             log.warning("W&B stopped taking metrics (%s); metrics.jsonl goes on", error)
             self._run = None
+
+    def table(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table at the last step that was logged; one that W&B refuses costs a warning, and metrics go on."""
+        if self._run is None:
+            return
+        try:
+            import wandb
+
+            # One type a column is what W&B asks by default; a metric that is missing in some rows is not one type.
+            content = wandb.Table(columns=list(header), data=[list(row) for row in rows], allow_mixed_types=True)
+            self._run.log({name: content}, step=self._step)
+        except Exception as error:
+            log.warning("W&B did not take the table %s (%s)", name, error)
+
+    def image(self, name: str, path: Path) -> None:
+        """Show a picture file at the last step that was logged; failures as for `table`."""
+        if self._run is None:
+            return
+        try:
+            import wandb
+
+            self._run.log({name: wandb.Image(str(path))}, step=self._step)
+        except Exception as error:
+            log.warning("W&B did not take the picture %s (%s)", path, error)
+
+    def report(
+        self, tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]], figures: Mapping[str, Path]
+    ) -> None:
+        """Show a report: its tables (name: header and rows) and its figures (name: picture file)."""
+        for name, (header, rows) in tables.items():
+            self.table(f"report/{name}", header, rows)
+        for name, path in figures.items():
+            self.image(f"report/{name}", path)
 
     def finish(self, summary: dict[str, Any], *, failed: bool = False) -> None:
         """Write the final metrics and close; waits at most the finish time-out."""
@@ -73,7 +113,7 @@ class Tracker:
 def _start(mode: str, kwargs: dict[str, Any]) -> Any:
     import wandb
 
-    settings = wandb.Settings(init_timeout=30, finish_timeout=300, silent=True)
+    settings = wandb.Settings(init_timeout=START_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, silent=True)
     try:
         if mode == "auto":
             # Never prompts; inside the try because it verifies the key over the network.

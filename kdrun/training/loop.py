@@ -23,7 +23,7 @@ from kdrun.losses import divergence_diagnostics
 from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import TopkTeacher
 from kdrun.training.batches import RowOrder, micro_batches
-from kdrun.training.objective import StudentObjective
+from kdrun.training.objective import StudentObjective, time_on
 
 Metrics = dict[str, float]
 
@@ -47,7 +47,10 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class StepSums:
-    """What one optimiser step measured, on all ranks: nats summed over `num_tokens` scored tokens."""
+    """What one optimiser step measured, on all ranks: nats summed over `num_tokens` scored tokens.
+
+    teacher_share: of this rank's time, in [0, 1]: its forward, or the reading of its cache; None where not measured.
+    """
 
     total: float
     cross_entropy: float
@@ -55,6 +58,7 @@ class StepSums:
     num_tokens: int
     grad_norm: float
     probed: Metrics
+    teacher_share: float | None = None
 
 
 class Loop:
@@ -73,6 +77,7 @@ class Loop:
     ) -> None:
         self.loss, self.settings, self.accelerator = objective.loss, settings, accelerator
         self.rows, self.teacher, self.pad_id = rows, teacher, pad_id
+        self.unwrapped = objective
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.order = RowOrder(len(rows), batch_size=settings.batch_size, seed=settings.seed)
 
@@ -86,7 +91,8 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             logged = (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps
-            sums = self.step(step, probe=logged)
+            # Timed apart from the probed step, whose diagnostics take time, too; not each, for a GPU is made to wait.
+            sums = self.step(step, probe=logged, timed=not window)
             window.append(sums)
             state = self.loss.observe(_observed(sums), (step + 1) / settings.num_steps)
             if not logged:
@@ -94,17 +100,27 @@ class Loop:
                 continue
             seconds = time.monotonic() - window_start
             tokens = sum(s.num_tokens for s in window)
-            on_step(step + 1, {**_means(window), **state, **sums.probed, "grad_norm": sums.grad_norm, "lr": lr,
-                               "tokens_per_s": tokens / seconds, "step_s": seconds / len(window)})  # fmt: skip
+            rates = {"tokens_per_s": tokens / seconds, "step_s": seconds / len(window)}
+            if window[0].teacher_share is not None:
+                rates["teacher_share"] = window[0].teacher_share
+            on_step(
+                step + 1, {**_means(window), **state, **sums.probed, "grad_norm": sums.grad_norm, "lr": lr, **rates}
+            )
             window, window_start = [], time.monotonic()
 
-    def step(self, step: int, *, probe: bool = False) -> StepSums:
+    def step(self, step: int, *, probe: bool = False, timed: bool = False) -> StepSums:
         """One optimiser step: all its micro-batches, one division, one update.
+
+        Args:
+            probe: measure the diagnostics. timed: measure the teacher's share of the time.
 
         Raises:
             NonFiniteLoss: before the update, when the loss or the gradient's norm is not finite.
         """
-        accelerator = self.accelerator
+        accelerator, objective = self.accelerator, self.unwrapped
+        timed = timed and self.teacher is not None
+        objective.teacher_s = 0.0 if timed else None
+        start = time_on(accelerator.device) if timed else 0.0
         batches = self._batches(self.order.rows(step))
         mine = sum(batch.num_scored for batch in batches)
         num_tokens = int(self._sum([mine])[0])
@@ -128,7 +144,8 @@ class Loop:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed[0] if probed else {})
+        share = objective.teacher_s / (time_on(accelerator.device) - start) if objective.teacher_s is not None else None
+        return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed[0] if probed else {}, share)
 
     def _batches(self, rows: np.ndarray) -> list[Batch]:
         """This rank's micro-batches; a rank without a row takes one with nothing scored, to stay in step."""

@@ -6,7 +6,9 @@ scored tokens, D student width, E teacher width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,15 +48,17 @@ class StudentObjective(nn.Module):
         self.rows = rows if rows is not None else head_of(student).weight_VD.shape[0]
         self.kd_ratio, self.temperature, self.temperature_squared = kd_ratio, temperature, temperature_squared
         self.chunk_tokens = chunk_tokens
+        self.teacher_s: float | None = None  # set to 0: the seconds of the teacher are added up here, at a price
 
     def forward(
         self, batch: Batch, teacher: Teacher | TopkTeacher | None = None, probe: Probe | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(total, cross-entropy, divergence): sums over scored tokens; only the total carries a gradient."""
         device_type = batch.target_N.device.type
-        bucketed = self._bucketed(batch, teacher) if isinstance(teacher, TopkTeacher) else None
         live = teacher if not isinstance(teacher, TopkTeacher) else None
-        teacher_hidden_NE = live.hidden(batch) if live is not None else None
+        with self._teacher_timed(batch.target_N.device):
+            bucketed = self._bucketed(batch, teacher) if isinstance(teacher, TopkTeacher) else None
+            teacher_hidden_NE = live.hidden(batch) if live is not None else None
         student_hidden_ND = scored_hidden_states(self.student, batch.groups)
         if torch.is_autocast_enabled(device_type):  # the heads' products in the body's precision
             dtype = torch.get_autocast_dtype(device_type)
@@ -83,6 +87,15 @@ class StudentObjective(nn.Module):
         )
         return sums.total, sums.cross_entropy, sums.divergence if bucketed is None else bucketed.divergence_sum
 
+    @contextmanager
+    def _teacher_timed(self, device: torch.device) -> Iterator[None]:
+        if self.teacher_s is None:
+            yield
+            return
+        start = time_on(device)
+        yield
+        self.teacher_s += time_on(device) - start
+
     def _bucketed(self, batch: Batch, teacher: TopkTeacher) -> BucketedMix | None:
         """The objective on a lossy cache's buckets; None for a loss that asks no teacher."""
         if not self.loss.needs_teacher:
@@ -90,3 +103,10 @@ class StudentObjective(nn.Module):
         if self.temperature != 1:
             raise ValueError(f"temperature={self.temperature}: buckets hold log-probabilities at temperature 1 only")
         return BucketedMix(self.loss, *teacher.buckets(batch), kd_ratio=self.kd_ratio)
+
+
+def time_on(device: torch.device) -> float:
+    """A clock in seconds, read when the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

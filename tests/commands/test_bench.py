@@ -108,6 +108,19 @@ def test_cache_compares_epochs_and_sweeps(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_generate_counts_tokens(folder: Path) -> None:
+    sizes = ["bench.vocabulary=300", "bench.layers=1", "bench.width=16", "bench.heads=2", "bench.max_new_tokens=6"]
+    found, _, table = bench(
+        folder, "generate", *sizes, "bench.data=rows.jsonl", "bench.max_rows=6", "bench.batch_sizes=[4]",
+        "bench.usual_batch_size=2", "bench.memory=false",
+    )  # fmt: skip
+    (case,) = found["cases"]
+    assert names(case) == ["kdrun, batch 4", "generate, batch 2", "generate, sorted, batch 4"]
+    assert all(entry["tokens_per_s"] > 0 for entry in case["entries"])
+    assert "tokens/s" in table
+    assert [(t["contestant"], t["limit"], t["at_least"]) for t in found["targets"]] == [("generate, batch 2", 4, True)]
+
+
 def test_startup_runs_commands_in_fresh_processes(folder: Path) -> None:
     found, _, _ = bench(folder, "startup", "bench.only=[pass,help,refused]")
     assert names(found["cases"][0]) == [
@@ -118,12 +131,17 @@ def test_startup_runs_commands_in_fresh_processes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["speed"], "no bench=speed (there are cache, loss, objective, startup, step, step_gpt2_xl)"),
-        ([], "bench: say which first, one of cache, loss, objective, startup, step, step_gpt2_xl; for example"),
+        (["speed"], "no bench=speed (there are cache, generate, loss, objective, startup, step, step_gpt2_xl)"),
+        (
+            [],
+            "bench: say which first, one of cache, generate, loss, objective, startup, step, step_gpt2_xl; for example",
+        ),
         (["bench.rows=4"], "bench: say which first"),
         (["loss", "bench.rows=0"], "bench.rows=0: must be a whole number at least 1"),
         (["loss", "bench.row=4"], "unknown key 'bench.row'; did you mean 'bench.rows'?"),
         (["objective", "bench.losses=[akl]"], "jsd must be among bench.losses"),
+        (["generate", "bench.heads=3"], "bench.heads=3: must divide bench.width=256"),
+        (["generate", "bench.data=nothing.jsonl"], "bench.data=nothing.jsonl: no such file"),
         (["step", "bench.data=nothing.jsonl"], "bench.data=nothing.jsonl: no such file"),
         (["step", "bench.tokenizer=nowhere"], "bench.tokenizer=nowhere: no tokenizer.json there"),
     ],

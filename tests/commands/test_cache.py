@@ -21,7 +21,7 @@ WORDS = [*SMALL, "train.max_steps=4"]
 CELLS = [*WORDS, "evaluate=false"]
 Usage = namedtuple("Usage", "total used free")
 # What a run measures of itself, not of its models.
-TIMED = ("_s", "peak_memory_gib")
+TIMED = ("_s", "peak_memory_gib", "teacher_share")
 # Small shards, so that tiny sets have several; then what the test adds.
 PATCHED = (
     "import sys\nfrom kdrun.teachers import building, store\nbuilding.build.__kwdefaults__['shard_bytes'] = 4096\n"
@@ -140,7 +140,7 @@ def test_the_manifest_says_what_the_cache_was_made_of(group: Path, workspace: Pa
 def test_a_cached_sweep_is_the_live_sweep_and_costs_one_teacher_pass(here: Here, workspace: Path) -> None:
     """Training, validation and final evaluation of every cell; the first cell builds, the others read."""
     words = ["loss=akl", "mu=0.3,0.5,0.7", *WORDS]
-    here("sweep", *words, "hydra.sweep.dir=outputs/sweep/live")
+    here("sweep", "teacher=live", *words, "hydra.sweep.dir=outputs/sweep/live")
     here("sweep", "teacher=cached", "cache.directory=swept", *words, "hydra.sweep.dir=outputs/sweep/cached")
     assert here.err.count("one pass of") == 1
     for cell in range(3):
@@ -178,7 +178,7 @@ def test_a_llama_pair_sweeps_from_a_cache_as_it_does_live(workspace: Path, here:
     small = [word for word in CELLS if not word.startswith("pair.")]
     words = ["pair=gpt2", "pair.teacher=llamas/teacher", "pair.student=llamas/student", "data=unicode", "train=tiny",
              *small, "loss=jsd,fkl", "temperature=1,2"]  # fmt: skip
-    here("sweep", *words, "hydra.sweep.dir=outputs/sweep/llama-live")
+    here("sweep", "teacher=live", *words, "hydra.sweep.dir=outputs/sweep/llama-live")
     here("sweep", "teacher=cached", "teacher.directory=llamas/cache", *words,
          "hydra.sweep.dir=outputs/sweep/llama-cached")  # fmt: skip
     for cell in range(4):

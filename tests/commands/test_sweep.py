@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SMALL, Kdrun, read_json
+from tests.conftest import SMALL, Kdrun, read_json, read_lines
 
 CELL = [*SMALL, "train.max_steps=2", "evaluate=false"]
 
@@ -26,8 +26,27 @@ def test_every_cell_is_a_run_of_its_own_with_its_mu(swept: tuple[Path, str]) -> 
         True
     ] * 3
     assert {record["group"] for record in records} == {"mu"}
-    starts = {record["student_start"]["sha256"] for record in records}
-    assert len(starts) == 1, "one experiment: the same start"
+    for facts in ("student_start", "data"):
+        assert len({record[facts]["sha256"] for record in records}) == 1, "one experiment: the same start and rows"
+    assert {record["teacher"]["source"] for record in records} == {"cached"}
+    assert len({record["teacher"]["path"] for record in records}) == 1, "one teacher cache"
+    made = [record["teacher"]["sets"]["train"]["made_here"] for record in records]
+    assert not any(made[1:])
+
+
+def test_cells_see_the_rows_in_one_order_and_a_typed_teacher_stays(kdrun: Kdrun, workspace: Path) -> None:
+    """With kd_ratio=0 mu does not act, so equal losses at every step say: the same rows in the same order."""
+    done = kdrun("sweep", "teacher=live", "loss=akl", "mu=0.3,0.7", "kd_ratio=0", *CELL, "train.max_steps=8",
+                 "train.log_every=1", "hydra.sweep.dir=outputs/sweep/order")  # fmt: skip
+    assert "teacher=cached" not in done.stderr
+    folder = workspace / "outputs" / "sweep" / "order"
+    assert {read_json(folder / cell / "run.json")["teacher"]["source"] for cell in "01"} == {"live"}
+    ours, theirs = (
+        [line["train/loss"] for line in read_lines(folder / cell / "metrics.jsonl") if "train/loss" in line]
+        for cell in "01"
+    )
+    assert len(set(ours)) == 8
+    assert ours == theirs
 
 
 def test_the_sweep_ends_with_its_table(swept: tuple[Path, str]) -> None:
@@ -40,6 +59,7 @@ def test_a_folder_that_holds_a_sweep_is_not_written_into(swept: tuple[Path, str]
     done = kdrun("sweep", "loss=akl", "mu=0.3", *CELL, "hydra.sweep.dir=outputs/sweep/mu", check=False)
     assert done.returncode == 2
     assert "holds a sweep already" in done.stderr
+    assert "resume=outputs/sweep/mu" in done.stderr
 
 
 def test_compare_reads_a_sweep_directory_and_writes_csv(swept: tuple[Path, str], kdrun: Kdrun, workspace: Path) -> None:

@@ -11,11 +11,17 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from kdrun.errors import UserError
-from kdrun.evaluation.generation import Generation, InverseCdfDraw, Sampling, decode, generate, resolved_settings
+from kdrun.evaluation.generation import Generation, Sampling, decode, generate
 
 VOCABULARY = 64
 EOS = 0
@@ -82,20 +88,54 @@ def test_left_padded_greedy_batches_equal_unpadded_argmax_token_for_token(model)
         assert batched == alone
 
 
-def test_rotary_models_are_padded_right_too():
+def tiny(name: str):
+    """A model of another family with sharp scores."""
     torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-    )
-    llama = LlamaForCausalLM(config)
-    alone = [argmax_alone(llama, prompt, 12) for prompt in PROMPTS]
-    assert written(llama, Sampling(12, temperature=0), pad_id=1) == alone
+    sizes = {
+        "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.5,
+    }  # fmt: skip
+    return {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**sizes)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**sizes)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**sizes, sliding_window=5)),
+        "qwen2, both kinds of layers": lambda: Qwen2ForCausalLM(
+            Qwen2Config(**sizes, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+        ),
+    }[name]().eval()
+
+
+def by_transformers(model, prompts, num_new, *, eos_id, **settings) -> list[Generation]:
+    """model.generate's greedy texts, each prompt alone."""
+    config = GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=eos_id, pad_token_id=0, **settings)
+    texts = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        new = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt) :]
+        finished = int(new[-1]) == eos_id
+        texts.append(Generation(new.tolist()[: -1 if finished else None], finished))
+    return texts
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "mistral", "qwen2, both kinds of layers"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2}, {"no_repeat_ngram_size": 6}], ids=str
+)
+def test_greedy_texts_equal_those_of_generate_token_for_token(model, name, settings):
+    subject = model.eval() if name == "gpt2" else tiny(name)
+    prompts = [*PROMPTS[:4], [3, 4] * 5, [17] * 7]
+    (free,) = by_transformers(subject, prompts[:1], 18, eos_id=None, **settings)
+    eos = free.token_ids[6]
+    wanted = by_transformers(subject, prompts, 18, eos_id=eos, **settings)
+    assert len({len(g.token_ids) for g in wanted}) > 1  # rows leave at several steps
+    sampling = Sampling(18, temperature=0, **settings)
+    assert written(subject, sampling, prompts=prompts, eos_id=eos, batch_size=4) == wanted
+
+
+def test_a_model_with_another_state_than_keys_and_values_is_refused():
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=2)
+    with pytest.raises(UserError, match="MambaForCausalLM: generation needs a decoder whose whole state"):
+        written(MambaForCausalLM(config), Sampling(2))
 
 
 def test_eos_is_cut_by_position_whether_pad_is_eos_or_not(model):
@@ -171,6 +211,28 @@ def test_sampled_text_does_not_depend_on_batch_size_or_later_prompts(model):
     assert written(model, sampling, prompts=PROMPTS[:3], batch_size=2) == whole[:3]
 
 
+def test_one_prompt_one_token_and_batches_larger_than_the_prompts(model):
+    greedy = Sampling(1, temperature=0)
+    first = argmax_alone(model, PROMPTS[0], 1, eos_id=-1)
+    assert written(model, greedy, prompts=PROMPTS[:1], eos_id=-1, batch_size=50) == [first]
+    # EOS as the very first token: an empty text, and its place is free for the next prompt at once.
+    eos = first.token_ids[0]
+    several = written(
+        model, Sampling(6, temperature=0), prompts=[PROMPTS[0]] * 3 + PROMPTS[1:], eos_id=eos, batch_size=2
+    )
+    assert several[:3] == [Generation([], finished=True)] * 3
+    assert several[3:] == [argmax_alone(model, prompt, 6, eos_id=eos) for prompt in PROMPTS[1:]]
+
+
+def test_a_finished_row_that_waits_to_leave_does_not_run_over_the_last_position(model):
+    prompts = [[1] * 40, *([i, 5] for i in range(1, 15))]
+    limits = [8, *[5] * 7, *[8] * 7]  # at the 8th token the first row has its last position, and seven others go on
+    arguments = {"sampling": Sampling(8, temperature=0), "eos_id": -1, "pad_id": 0, "seed": 0}
+    found = generate(model, prompts, batch_size=8, limits=limits, **arguments)
+    assert [len(g.token_ids) for g in found] == limits
+    assert found[8:] == [argmax_alone(model, prompt, 8, eos_id=-1) for prompt in prompts[8:]]
+
+
 def test_global_random_state_is_neither_read_nor_changed(model):
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -178,26 +240,6 @@ def test_global_random_state_is_neither_read_nor_changed(model):
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(4)
     assert written(model, Sampling(8)) == first
-
-
-def test_drawn_tokens_follow_the_softmax():
-    """Chi-square of 20,000 draws against exact probabilities; the token of score -inf is never drawn."""
-    scores = torch.tensor([2.0, 0.0, float("-inf"), 1.0, -1.0])
-    num_draws = 20_000
-    uniforms = torch.rand(num_draws, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    draw = InverseCdfDraw(uniforms, prompt_width=1)
-    picked = draw(torch.zeros(num_draws, 1, dtype=torch.long), scores.expand(num_draws, -1)).argmax(dim=-1)
-    counts = Counter(picked.tolist())
-    expected = torch.softmax(scores.double(), dim=0) * num_draws
-    assert counts[2] == 0
-    chi_square = sum((counts[i] - float(expected[i])) ** 2 / float(expected[i]) for i in (0, 1, 3, 4))
-    assert chi_square < 16.3  # 3 degrees of freedom, p = 0.001
-
-
-def test_ends_of_the_unit_interval_draw_the_first_and_last_possible_token():
-    scores = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]]).expand(2, -1)
-    draw = InverseCdfDraw(torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64), prompt_width=0)
-    assert draw(torch.zeros(2, 0, dtype=torch.long), scores).argmax(dim=-1).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(("limits", "num_allowed"), [({"top_k": 2}, 2), ({"top_p": 1e-6}, 1)])
@@ -244,27 +286,31 @@ def test_modes_of_all_submodules_come_back(model):
 
 
 def test_modes_come_back_after_a_failure(model):
-    def fail(_: int) -> None:
+    def fail(*_: int) -> None:
         raise KeyboardInterrupt
 
-    own = model.generation_config
     with pytest.raises(KeyboardInterrupt):
         written(model, Sampling(2), advance=fail)
     assert model.training
-    assert model.generation_config is own
+    assert not model.lm_head._forward_pre_hooks
+    assert not model.lm_head._forward_hooks
 
 
-def test_advance_counts_every_prompt_once(model):
-    counts: list[int] = []
-    written(model, Sampling(2), batch_size=4, advance=counts.append)
-    assert counts == [4, 2]
+def test_advance_counts_every_text_and_every_token_once(model):
+    calls: list[tuple[int, int]] = []
+    eos = eos_that_greedy_text_contains(model)
+    sampling = Sampling(9, temperature=0)
+    generations = written(model, sampling, eos_id=eos, batch_size=4, advance=lambda *counts: calls.append(counts))
+    assert sum(num_prompts for num_prompts, _ in calls) == len(PROMPTS)
+    assert sum(num_tokens for _, num_tokens in calls) == sum(len(g.token_ids) for g in generations)
+    assert all(num_tokens <= 4 for _, num_tokens in calls)
 
 
 def test_context_overrun_is_refused_before_generating(model):
     prompts = [[1] * 40, [2]]
     assert len(written(model, Sampling(8), prompts=prompts)) == 2  # 40 + 8 = 48 positions just fit
     with pytest.raises(UserError, match=r"eval\.max_new_tokens=9: .*40 tokens.*48 positions.*eval\.max_new_tokens=8"):
-        written(model, Sampling(9), prompts=prompts, advance=lambda n: pytest.fail("generated"))
+        written(model, Sampling(9), prompts=prompts, advance=lambda *_: pytest.fail("generated"))
     with pytest.raises(UserError, match="at most 0 new tokens fit; drop"):
         written(model, Sampling(9), prompts=[[1] * 60])
 
@@ -278,44 +324,12 @@ def test_nan_logits_stop_the_generation(model):
             written(broken, Sampling(2, temperature))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("max_new_tokens", 0),
-        ("temperature", -0.1),
-        ("temperature", float("nan")),
-        ("top_k", -1),
-        ("top_p", 0.0),
-        ("top_p", 1.1),
-        ("repetition_penalty", 0.0),
-        ("no_repeat_ngram_size", 1),
-    ],
-)
-def test_impossible_settings_are_refused_by_key(key, value):
-    with pytest.raises(UserError, match=rf"^eval\.{key}=.*type for example eval\.{key}="):
-        Sampling(**{"max_new_tokens": 4, key: value})
-
-
 def test_no_prompts_give_no_texts_and_empty_prompts_are_an_error(model):
     assert written(model, Sampling(4), prompts=[]) == []
     with pytest.raises(ValueError, match="prompt 1 has no token"):
         written(model, Sampling(4), prompts=[[1], []])
-
-
-def test_settings_of_the_record_name_every_field():
-    settings = resolved_settings(Sampling(256, no_repeat_ngram_size=6))
-    assert settings == {
-        "max_new_tokens": 256,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 6,
-        "do_sample": True,
-        "num_beams": 1,
-        "sampler": "inverse CDF, one numpy stream for each (seed, index of the prompt)",
-    }
-    assert resolved_settings(Sampling(8, temperature=0))["do_sample"] is False
+    with pytest.raises(ValueError, match="limits: 0 is below 1"):
+        generate(model, [[1]], Sampling(4), eos_id=0, pad_id=0, batch_size=1, seed=0, limits=[0])
 
 
 def test_decoding_skips_special_tokens_keeps_inner_spaces_and_strips():

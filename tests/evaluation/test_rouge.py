@@ -66,6 +66,24 @@ def test_scores_equal_the_library_called_directly():
         assert scores[name] == [100 * one[library_name].fmeasure for one in direct]
 
 
+def test_many_references_as_in_super_natural_instructions_score_the_best_of_them():
+    """Up to 13 references, some twice, some with white space around: the maximum over the library's single scores."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    draw = random.Random(1)
+    words = ["the", "running", "cats", "cat,", "Dogs!", "42", "relational", "of"]
+    texts = [" ".join(draw.choices(words, k=draw.randint(1, 9))) for _ in range(400)]
+    predictions = texts[:40]
+    references = [[f" {text}\n" for text in draw.choices(texts[40:], k=draw.randint(1, 13))] for _ in predictions]
+    scores = rouge_scores(predictions, references)
+    single = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score
+    for i, (prediction, of_one) in enumerate(zip(predictions, references, strict=True)):
+        each = [single(reference, prediction) for reference in of_one]
+        for name, library_name in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
+            assert scores[name][i] == max(100 * one[library_name].fmeasure for one in each)
+    assert [scores[name] for name in scores] == list(rouge_scores(predictions, [2 * r for r in references]).values())
+
+
 @pytest.mark.parametrize("text", ["", "  \n", "!?", "\u4f60\u597d"])
 def test_prediction_without_letters_or_digits_scores_zero(text):
     assert rouge_scores([text], [["a cat", text]]) == {"rouge_1": [0], "rouge_2": [0], "rouge_l": [0]}

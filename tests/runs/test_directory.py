@@ -13,6 +13,7 @@ from kdrun.runs.directory import (
     drop_lines_after,
     evaluation_directory,
     find_runs,
+    json_lines,
     write_json,
 )
 
@@ -91,6 +92,15 @@ def test_lines_of_steps_to_be_done_again_are_dropped_with_a_torn_last_one(tmp_pa
     path.write_text(path.read_text() + '{"step": 2')
     drop_lines_after(path, 10)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 5, 10]
+
+
+def test_a_newline_alone_ends_a_json_line(tmp_path: Path) -> None:
+    """Generated text holds U+0085 and U+2028, at which str.splitlines breaks."""
+    path = tmp_path / "examples.jsonl"
+    texts = ["one\u2028two\u0085three", "four\x1cfive\nsix"]
+    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    assert [json.loads(line)["text"] for line in json_lines(path)] == texts
+    assert json_lines(tmp_path / "missing.jsonl") == []
 
 
 def test_runs_are_found_below_a_folder_in_the_order_of_their_numbers(tmp_path: Path) -> None:

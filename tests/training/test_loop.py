@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -186,3 +187,20 @@ def test_only_scored_positions_meet_the_vocabulary(student: Any, rows: EncodedSe
         StudentObjective(student, make_loss("fkl"))(batch, LiveTeacher(tiny(4), rows=None))[0].backward()
     assert batch.num_scored * VOCABULARY < batch.num_positions * VOCABULARY
     assert 0 < largest.numel <= batch.num_scored * VOCABULARY
+
+
+def test_the_teachers_share_of_the_time_is_that_of_its_forward(student: Any, teacher: Any, rows: EncodedSet) -> None:
+    """Without a teacher there is no share, and none is measured unasked."""
+
+    class Slow(LiveTeacher):
+        def hidden(self, batch: Batch) -> torch.Tensor:
+            time.sleep(0.05)
+            return super().hidden(batch)
+
+    loop = make_loop(student, make_loss("fkl"), rows, teacher=teacher)
+    assert loop.step(0).teacher_share is None
+    assert 0 < loop.step(1, timed=True).teacher_share < 1
+    loop.teacher = Slow(teacher, rows=None)
+    assert 0 < loop.step(2, timed=True).teacher_share < 1
+    assert loop.unwrapped.teacher_s >= 0.05, "a sleep is never shorter"
+    assert make_loop(student, make_loss("sft"), rows).step(0, timed=True).teacher_share is None

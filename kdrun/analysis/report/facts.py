@@ -1,0 +1,255 @@
+"""What a report says in words: the question, the answer, what to read with care, and where it all came from."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdrun.analysis.comparison import Row
+from kdrun.analysis.seeds import Group, differing
+from kdrun.analysis.tables import Judged, Table
+from kdrun.runs.directory import RECORD, read_json
+
+MANY = 8  # values are named up to here, then counted
+Records = Mapping[Path, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run as lines, each with whether the runs differ in it."""
+
+    run: str
+    lines: list[tuple[str, bool]]
+
+
+def read_records(rows: Iterable[Row]) -> dict[Path, dict[str, Any]]:
+    """Folder -> run.json; empty for a teacher that is no run directory."""
+    return {
+        row.folder: read_json(row.folder / RECORD, key=str(row.folder)) if (row.folder / RECORD).exists() else {}
+        for row in rows
+    }
+
+
+def title_of(groups: Sequence[Group]) -> str:
+    """What the students differ in, as a heading."""
+    keys = differing([group for group in groups if group.role == "student"])
+    if not keys:
+        return f"Runs of {groups[0].label}"
+    shown = keys if len(keys) <= 3 else [*keys[:2], f"{len(keys) - 2} more settings"]
+    return "Runs that differ in " + _and(shown)
+
+
+def question(groups: Sequence[Group], records: Records, headings: Mapping[str, str]) -> dict[str, str]:
+    """Topic -> sentence: what differs, how many runs, which models and data, how trained and evaluated."""
+    students = [group for group in groups if group.role == "student"]
+    rows = [row for group in students for row in group.rows]
+    told = [records[row.folder] for row in rows]
+    differ = []
+    for key in differing(students):
+        values = _distinct(group.settings[key] for group in students if key in group.settings)
+        lacking = [group.label for group in students if key not in group.settings]
+        without = f" (no setting of {_listed(lacking)})" if lacking else ""
+        differ.append(f"{key}: {_listed(values)}{without}")
+    seeds = _distinct(row.settings.get("seed") for row in rows)
+    statuses = _distinct(row.status for row in rows)
+    ended = ", ".join(f"{sum(row.status == status for row in rows)} {status}" for status in statuses)
+    answers = {
+        "What differs": "; ".join(differ) or "nothing but the seed",
+        "Runs": f"{len(rows)} of students ({ended}) in {_count(len(students), 'setting')}; "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)}",
+        "Student": _models(told, "student_start"),
+        "Teacher": _models(told, "teacher"),
+        "Training data": _listed(_distinct(_data(row, record) for row, record in zip(rows, told, strict=True))),
+        "Training": _listed(_distinct(_training(row) for row in rows)),
+    }
+    names = _distinct(metric.rsplit("/", 1)[0] for metric in headings if metric.endswith("/nll"))
+    for name in names:
+        said = _distinct(_evaluation(row, name) for row in rows if name in row.evaluations)
+        if said:
+            answers[f"Evaluation {name}"] = _listed(said)
+    return {topic: sentence for topic, sentence in answers.items() if sentence}
+
+
+def answer(judged: Judged, headings: Mapping[str, str]) -> list[tuple[str, dict[str, list[str]]]]:
+    """Group -> {better, worse, no difference shown, ...: the measures}, with the interval where one says something."""
+    said = []
+    for group, found in judged:
+        verdicts: dict[str, list[str]] = {}
+        for verdict in found:
+            if verdict.measure in headings:
+                interval = f" {verdict.interval}" if verdict.said != "no difference shown" else ""
+                verdicts.setdefault(verdict.said, []).append(headings[verdict.measure] + interval)
+        order = ("better", "worse", "higher", "lower", "no difference shown")
+        said.append((group.label, {each: verdicts[each] for each in order if each in verdicts}))
+    return said
+
+
+def cautions(groups: Sequence[Group], records: Records) -> list[str]:
+    """What a reader must know before believing a number: runs not done, code not committed, conditions not equal."""
+    rows = [row for group in groups for row in group.rows]
+    told = {row.label: records[row.folder] for row in rows if records[row.folder]}
+    said = [
+        f"{row.label}: {row.status}" + (f" ({str(error)[:200]})" if (error := records[row.folder].get("error")) else "")
+        for row in rows
+        if row.status != "done"
+    ]
+    dirty = [label for label, record in told.items() if (record.get("git") or {}).get("dirty")]
+    if dirty:
+        said.append(f"{len(dirty)} of {_count(len(told), 'run')} with changes not committed to git: {_listed(dirty)}")
+    students = {row.label: records[row.folder] for group in groups if group.role == "student" for row in group.rows}
+    of: dict[str, tuple[Mapping[str, Any], Callable[[Any], Any]]] = {
+        "commits of the code": (told, lambda record: (record.get("git") or {}).get("commit")),
+        "sets of package versions": (told, lambda record: record.get("versions")),
+        "machines (times and memory do not compare)": (told, lambda record: record.get("hardware")),
+        "training sets": (students, lambda record: (record.get("data") or {}).get("sha256")),
+        "teachers": (students, lambda record: (record.get("teacher") or {}).get("sha256")),
+    }
+    for what, (runs, fact) in of.items():
+        found = _distinct(value for record in runs.values() if (value := fact(record)) is not None)
+        if len(found) > 1:
+            said.append(f"{len(found)} different {what} among the runs: see Provenance")
+    starts: dict[Any, set[str]] = {}
+    for row in (row for group in groups if group.role == "student" for row in group.rows):
+        if start := (records[row.folder].get("student_start") or {}).get("sha256"):
+            starts.setdefault(row.settings.get("seed"), set()).add(start)
+    if unequal := [seed for seed, found in starts.items() if len(found) > 1]:
+        said.append(f"students of seed {_listed(unequal)} did not start from equal weights")
+    resumed = [label for label, record in told.items() if record.get("attempts")]
+    if resumed:
+        said.append(f"taken up again after an earlier attempt: {_listed(resumed)}")
+    single = [
+        group.label for group in groups if group.role == "student" and group.status == "done" and len(group.rows) < 2
+    ]
+    if single:
+        said.append(f"one seed, so no noise of training is known: {_listed(single)}")
+    return said
+
+
+def configs(rows: Sequence[Row]) -> tuple[list[str], list[Config]]:
+    """The settings in which the rows differ, and every run's settings, one a line."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings)
+    differ = [k for k in keys if len({repr(row.settings.get(k, ...)) for row in rows}) > 1]
+    found = [Config(row.label, [(f"{k}: {_value(v)}", k in differ) for k, v in row.settings.items()]) for row in rows]
+    return differ, found
+
+
+def provenance(rows: Sequence[Row], records: Records) -> tuple[dict[str, list[str]], Table]:
+    """What the runs were made with (fact -> its values), and when, how long and by which words each was made."""
+    told = [record for row in rows if (record := records[row.folder])]
+    facts = {
+        "commands": _distinct(f"cd {r.get('directory')} && {_typed(r)}" for r in told),
+        "code": _distinct(_code(r) for r in told),
+        "versions": _distinct(", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items()) for r in told),
+        "machine": _distinct(_machine(r.get("hardware", {})) for r in told),
+    }
+    header = ["run", "status", "started", "took s", "code", "words", "folder"]
+    lines = [
+        [
+            row.label,
+            row.status,
+            str(record.get("started") or ""),
+            record.get("duration_s"),
+            _code(record),
+            shlex.join(["kdrun", str(record.get("command", "")), *map(str, record.get("overrides", []))])
+            if record
+            else "",
+            str(row.folder),
+        ]
+        for row in rows
+        for record in [records[row.folder]]
+    ]
+    return {name: [str(value) for value in values] for name, values in facts.items()}, Table(header, lines)
+
+
+def _typed(record: Mapping[str, Any]) -> str:
+    program, *words = [str(word) for word in record.get("argv", [""])] or [""]
+    return shlex.join([Path(program).name, *words])
+
+
+def _code(record: Mapping[str, Any]) -> str:
+    git = record.get("git")
+    if not git:
+        return f"kdrun {record.get('versions', {}).get('kdrun', '')}, not from a checkout" if record else ""
+    return f"{git['commit'][:10]}{' + uncommitted changes' if git['dirty'] else ''}"
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    gpus = ", ".join(hardware.get("gpus", []))
+    return f"{hardware.get('machine')}, {hardware.get('cores')} cores, {hardware.get('memory_gib')} GiB, {gpus or 'no GPU'}"
+
+
+def _models(records: Sequence[Mapping[str, Any]], which: str) -> str:
+    said = []
+    for record in records:
+        facts = record.get(which) or {}
+        parts = [
+            str(facts["reference"]) if "reference" in facts else "",
+            str(facts.get("architecture", "")),
+            f"{facts['parameters']:,} parameters" if "parameters" in facts else "",
+            "cached" if facts.get("source") == "cached" else "",
+        ]
+        said.append(", ".join(part for part in parts if part))
+    return _listed(_distinct(each for each in said if each), "; ")
+
+
+def _data(row: Row, record: Mapping[str, Any]) -> str:
+    facts = record.get("data") or {}
+    name = " ".join(str(row.settings[key]) for key in ("data.name", "data.path") if row.settings.get(key))
+    numbers = [
+        f"{facts[key]:,} {key.replace('_', ' ')}" for key in ("rows", "scored_tokens", "valid_rows") if key in facts
+    ]
+    return ", ".join(part for part in [name, *numbers] if part)
+
+
+def _training(row: Row) -> str:
+    steps, batch = row.metrics.get("steps"), row.settings.get("train.batch_size")
+    parts = [
+        f"{steps:.0f} steps of {batch} rows" if steps and batch else "",
+        f"{row.settings.get('train.schedule', '')} learning rate {row.settings['train.lr']}".strip()
+        if "train.lr" in row.settings
+        else "",
+        str(row.settings.get("train.precision", "")),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _evaluation(row: Row, name: str) -> str:
+    path = row.evaluations[name] / "protocol.json"
+    settings = read_json(path, key=str(path)).get("settings", {}) if path.exists() else {}
+    count = row.metrics.get(f"{name}/num_examples")
+    parts = [f"{count:.0f} examples" if count else "", f"{settings['split']} split" if "split" in settings else ""]
+    if settings.get("greedy"):
+        parts.append("greedy")
+    if settings.get("seeds"):
+        parts.append(
+            f"{_count(len(settings['seeds']), 'sample')} an example at temperature {settings.get('temperature')}"
+        )
+    if "max_new_tokens" in settings:
+        parts.append(f"at most {settings['max_new_tokens']} new tokens")
+    return ", ".join(part for part in parts if part)
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list({repr(value): value for value in values}.values())
+
+
+def _listed(values: Sequence[Any], between: str = ", ") -> str:
+    shown = [_value(value) for value in values[:MANY]]
+    return between.join(shown) + (f" and {len(values) - MANY} more" if len(values) > MANY else "")
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
