@@ -106,6 +106,7 @@ def write_figure(plot: Plot, folder: Path) -> None:
     figure = draw(plot, alone=True)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{plot.name}.png", dpi=300, facecolor="white")
+    figure.set_layout_engine("none")  # stays as it is now
     (folder / f"{plot.name}.svg").write_text(_svg(figure, plot.name), encoding="utf-8")
     with (folder / f"{plot.name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -149,19 +150,25 @@ def _draw_series(axes: Any, series: Series, *, joined: bool) -> None:
 
 
 def _draw_levels(axes: Any, plot: Plot) -> None:
-    for label, value in plot.levels:
+    low, high = axes.get_ylim()
+    named: list[tuple[str, float]] = []
+    for label, value in sorted(plot.levels, key=lambda level: level[1]):
         axes.axhline(value, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        if named and value - named[-1][1] < 0.05 * (high - low):  # too near for a name of its own
+            label, value = f"{named[-1][0]}, {label}", named.pop()[1]
+        named.append((label, value))
+    for label, value in named:
         axes.annotate(
             label, (1, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-            ha="right", va="bottom", fontsize=10, color=INK, parse_math=False,
+            ha="right", va="bottom", fontsize=11, color=INK, parse_math=False,
         )  # fmt: skip
 
 
 def _dress(axes: Any, plot: Plot) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axes.set_xlabel(plot.x_label, fontsize=11, color=INK, parse_math=False)
-    axes.set_ylabel(plot.y_label, fontsize=11, color=INK, parse_math=False)
+    axes.set_xlabel(plot.x_label, fontsize=12, color=INK, parse_math=False)
+    axes.set_ylabel(plot.y_label, fontsize=12, color=INK, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if plot.log:
         axes.set_yscale("log")
@@ -172,7 +179,7 @@ def _dress(axes: Any, plot: Plot) -> None:
         axes.set_yticks(range(len(plot.rows)), plot.rows, parse_math=False)
         axes.set_ylim(len(plot.rows) - 0.5, -0.5)
         axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
-    axes.tick_params(labelsize=11, color=INK, labelcolor=INK)
+    axes.tick_params(labelsize=12, color=INK, labelcolor=INK)
     axes.grid(color=INK, alpha=0.13, linewidth=0.8)
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -190,7 +197,7 @@ def _draw_key(figure: Any, labels: list[tuple[str, int]], columns: int, *, joine
     ]  # fmt: skip
     numbers = [str(i) for i in range(len(labels))]  # a name that begins with _ would be left out
     key = figure.legend(
-        handles, numbers, loc="outside lower left", ncols=columns, frameon=False, fontsize=10, labelcolor=INK
+        handles, numbers, loc="outside lower left", ncols=columns, frameon=False, fontsize=11, labelcolor=INK
     )
     for text, (label, _) in zip(key.get_texts(), labels, strict=True):
         text.set_parse_math(False)

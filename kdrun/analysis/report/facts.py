@@ -14,6 +14,7 @@ from kdrun.analysis.tables import Judged, Table
 from kdrun.runs.directory import RECORD, read_json
 
 MANY = 8  # values are named up to here, then counted
+FEW = 6  # groups whose intervals are told in words too
 Records = Mapping[Path, Mapping[str, Any]]
 
 
@@ -74,13 +75,13 @@ def question(groups: Sequence[Group], records: Records, headings: Mapping[str, s
 
 
 def answer(judged: Judged, headings: Mapping[str, str]) -> list[tuple[str, dict[str, list[str]]]]:
-    """Group -> {better, worse, no difference shown, ...: the measures}, with the interval where one says something."""
+    """Group -> {better, worse, no difference shown, ...: the measures}, with its interval where there are few."""
     said = []
     for group, found in judged:
         verdicts: dict[str, list[str]] = {}
         for verdict in found:
             if verdict.measure in headings:
-                interval = f" {verdict.interval}" if verdict.said != "no difference shown" else ""
+                interval = f" {verdict.interval}" if verdict.said != "no difference shown" and len(judged) <= FEW else ""
                 verdicts.setdefault(verdict.said, []).append(headings[verdict.measure] + interval)
         order = ("better", "worse", "higher", "lower", "no difference shown")
         said.append((group.label, {each: verdicts[each] for each in order if each in verdicts}))
@@ -145,7 +146,7 @@ def provenance(rows: Sequence[Row], records: Records) -> tuple[dict[str, list[st
         "versions": _distinct(", ".join(f"{k} {v}" for k, v in r.get("versions", {}).items()) for r in told),
         "machine": _distinct(_machine(r.get("hardware", {})) for r in told),
     }
-    header = ["run", "status", "started", "took s", "code", "words", "folder"]
+    header = ["run", "status", "started", "took s", "code", "folder", "command"]
     lines = [
         [
             row.label,
@@ -153,10 +154,8 @@ def provenance(rows: Sequence[Row], records: Records) -> tuple[dict[str, list[st
             str(record.get("started") or ""),
             record.get("duration_s"),
             _code(record),
-            shlex.join(["kdrun", str(record.get("command", "")), *map(str, record.get("overrides", []))])
-            if record
-            else "",
             str(row.folder),
+            shlex.join(["kdrun", str(record["command"]), *map(str, record["overrides"])]) if record else "",
         ]
         for row in rows
         for record in [records[row.folder]]
@@ -165,8 +164,10 @@ def provenance(rows: Sequence[Row], records: Records) -> tuple[dict[str, list[st
 
 
 def _typed(record: Mapping[str, Any]) -> str:
-    program, *words = [str(word) for word in record.get("argv", [""])] or [""]
-    return shlex.join([Path(program).name, *words])
+    words = [str(word) for word in record.get("argv", [])[1:]]
+    command = "sweep" if "--multirun" in words else str(record.get("command"))  # argv is Hydra's: without the command
+    words = [word for word in words if word not in ("--multirun", "sweep", command)]
+    return shlex.join(["kdrun", command, *words])
 
 
 def _code(record: Mapping[str, Any]) -> str:

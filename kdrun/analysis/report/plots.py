@@ -24,6 +24,8 @@ CURVES = {
     "valid/tail_gap": ("tail gap", "sum of |p - q|", False),
     "valid/akl_weight": ("AKL weight of the forward KL", "share", False),
 }
+# Counters, and what another curve or a table says already.
+DULL = ("epoch", "peak_memory_gib", "perplexity", "step_s", "teacher_nll", "teacher_entropy")
 POINTS = 200  # of a line on a page; a figure's CSV holds the same points, metrics.jsonl all
 NEAR = 1.5  # ranges of the points: a level farther away would flatten them
 
@@ -40,7 +42,7 @@ def curve_plots(groups: Sequence[Group], look: Looks) -> tuple[list[Plot], list[
     curves = {group.label: [read_curves(row.folder) for row in group.rows] for group in groups if group.label in look}
     present = dict.fromkeys(name for runs in curves.values() for run in runs for name in run)
     main = [name if name in present else name.replace("valid/", "train/") for name in CURVES]
-    rest = [name for name in present if name not in main and not name.endswith("teacher_nll")]
+    rest = [name for name in present if name not in main and name.split("/")[-1] not in DULL]
     titles = {name: CURVES[original] for name, original in zip(main, CURVES, strict=True)}
     found = [
         [plot for name in names if (plot := _curve(name, curves, look, *titles.get(name, (name, "", False))))]
@@ -116,19 +118,20 @@ def _against(
         errors = [(sd or 0.0, sd or 0.0) for _, _, sd in points]
         if len(points) > 1:
             x, y = [float(p[0]) for p in points], [float(p[1]) for p in points]
-            series.append(Series(label, i, x, y, y_error=errors if any(sd for _, _, sd in points) else None))
+            series.append(Series(label, i, x, y, y_error=errors if any(sd is not None for _, _, sd in points) else None))
     if not series:
         return None
     ends = [value for one in series for y, (below, above) in zip(one.y, one.y_error or [(0, 0)] * len(one.y), strict=True)
             for value in (y - below, y + above)]  # fmt: skip
     reach = NEAR * (max(ends) - min(ends))
     levels = [(group.label, mean) for group in without if (mean := group.mean(metric)) is not None]
-    near = tuple(level for level in levels if min(ends) - reach <= level[1] <= max(ends) + reach)
-    note = "bars: standard deviation over seeds" if any(one.y_error for one in series) else "one seed: no error bars"
+    near = [level for level in levels if min(ends) - reach <= level[1] <= max(ends) + reach]
+    seeds = max(len(group.rows) for members in lines.values() for group in members)
+    note = "bars: standard deviation over seeds" if seeds > 1 else "one seed: no error bars"
     far = [f"{label} {value:.3g}" for label, value in levels if (label, value) not in near]
     note += f"; outside the picture: {', '.join(far)}" if far else ""
     return Plot(slug(f"{metric} against {key}"), f"{heading} against {key}", key, heading, tuple(series),
-                levels=near, note=note, own_key=len(series) > 1)  # fmt: skip
+                levels=tuple(near), note=note, own_key=len(series) > 1)  # fmt: skip
 
 
 def cost_plots(groups: Sequence[Group], headings: Mapping[str, str], look: Looks) -> list[Plot]:
