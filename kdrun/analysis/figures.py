@@ -40,9 +40,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """One panel. `name` is its file name; `levels` are horizontal lines; `rows` name the whole numbers on the y axis."""
+    """One panel. `levels`: horizontal lines. `rows`: names of 0, 1, ... on the y axis, from the top."""
 
-    name: str
+    name: str  # of its files, and in front of its identifiers
     title: str
     x_label: str
     y_label: str
@@ -89,8 +89,8 @@ def as_svg(plot: Plot) -> str:
     return _inlined(_svg(draw(plot, alone=False), plot.name), prefix=plot.name, label=plot.title)
 
 
-def key_sample(look: int) -> str:
-    """An <svg> element of 36 x 12 px: the line and marker of a look."""
+def key_sample(look: int, *, prefix: str) -> str:
+    """An <svg> element of 36 x 12 px: the line and marker of a look; a prefix for each place on a page."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(0.5, 12 / 72))
@@ -98,7 +98,7 @@ def key_sample(look: int) -> str:
     axes.set_axis_off()
     axes.plot([0, 1, 2], [0, 0, 0], **_line(look), marker=MARKERS[look % len(MARKERS)], markevery=[1], markersize=5)
     axes.set_xlim(0, 2)
-    return _inlined(_svg(figure, f"key-{look}"), prefix=f"key-{look}-", label="", size=(36, 12))
+    return _inlined(_svg(figure, f"key-{look}"), prefix=f"{prefix}-{look}-", label="", size=(36, 12))
 
 
 def write_figure(plot: Plot, folder: Path) -> None:
@@ -154,13 +154,13 @@ def _draw_levels(axes: Any, plot: Plot) -> None:
     named: list[tuple[str, float]] = []
     for label, value in sorted(plot.levels, key=lambda level: level[1]):
         axes.axhline(value, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
-        if named and value - named[-1][1] < 0.05 * (high - low):  # too near for a name of its own
-            label, value = f"{named[-1][0]}, {label}", named.pop()[1]
-        named.append((label, value))
+        near = named and value - named[-1][1] < 0.05 * (high - low)  # too near for a name of its own
+        named.append((f"{named[-1][0]}, {label}", named.pop()[1]) if near else (label, value))
     for label, value in named:
         axes.annotate(
-            label, (1, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-            ha="right", va="bottom", fontsize=11, color=INK, parse_math=False,
+            _short(label, 50), (1, value), xycoords=("axes fraction", "data"),
+            xytext=(0, 2), textcoords="offset points", ha="right", va="bottom",
+            fontsize=11, color=INK, parse_math=False,
         )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def _dress(axes: Any, plot: Plot) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if plot.rows:
-        axes.set_yticks(range(len(plot.rows)), plot.rows, parse_math=False)
+        axes.set_yticks(range(len(plot.rows)), [_short(row, 28) for row in plot.rows], parse_math=False)
         axes.set_ylim(len(plot.rows) - 0.5, -0.5)
         axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
     axes.tick_params(labelsize=12, color=INK, labelcolor=INK)
@@ -201,7 +201,13 @@ def _draw_key(figure: Any, labels: list[tuple[str, int]], columns: int, *, joine
     )
     for text, (label, _) in zip(key.get_texts(), labels, strict=True):
         text.set_parse_math(False)
-        text.set_text(label)
+        text.set_text(_short(label, 60))
+
+
+def _short(label: str, length: int) -> str:
+    """A label that leaves room for the picture: what tells runs apart stands at both ends of their names."""
+    half = length // 2 - 1
+    return label if len(label) <= length else f"{label[:half]}..{label[-half:]}"
 
 
 def _svg(figure: Any, salt: str) -> str:
@@ -240,11 +246,10 @@ def _inlined(svg: str, *, prefix: str, label: str, size: tuple[int, int] | None 
         )
     for element in root.iter("path"):
         element.attrib["d"] = re.sub(r"(\.\d\d)\d+", r"\1", element.attrib["d"])  # a hundredth of a pixel is enough
-    width, height = size or (None, None)
-    for name, value in (("width", width), ("height", height)):
-        root.attrib.pop(name, None)
-        if value:
-            root.attrib[name] = str(value)
+    for name in ("width", "height"):
+        del root.attrib[name]
+    if size:
+        root.attrib |= {"width": str(size[0]), "height": str(size[1])}
     root.attrib.pop("version", None)
     root.attrib |= {"class": "plot", "role": "img", "aria-label": label} if label else {"aria-hidden": "true"}
     return ET.tostring(root, encoding="unicode")

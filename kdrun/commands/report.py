@@ -44,6 +44,7 @@ def report(
     judged = judge(groups, against) if against else []
     notes = [*mixed_examples(groups), *hints]
     notes += [line for group, _ in judged for line in unpaired(group, against)] if against else []
+    print(f"drawing {len(rows)} runs in {len(groups)} groups ...", flush=True)  # some 30 s for 42 runs
     write_report(Findings(groups, against, judged, list(dict.fromkeys(notes))), output, figures, title=title)
     print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB) and {figures}/")
 

@@ -14,7 +14,7 @@ from kdrun.analysis.tables import Judged, Table
 from kdrun.runs.directory import RECORD, read_json
 
 MANY = 8  # values are named up to here, then counted
-FEW = 6  # groups whose intervals are told in words too
+FEW = 40  # verdicts: up to here their intervals are told in words too
 Records = Mapping[Path, Mapping[str, Any]]
 
 
@@ -63,14 +63,14 @@ def question(groups: Sequence[Group], records: Records, headings: Mapping[str, s
         f"{'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)}",
         "Student": _models(told, "student_start"),
         "Teacher": _models(told, "teacher"),
-        "Training data": _listed(_distinct(_data(row, record) for row, record in zip(rows, told, strict=True))),
-        "Training": _listed(_distinct(_training(row) for row in rows)),
+        "Training data": _listed(_distinct(_data(row, record) for row, record in zip(rows, told, strict=True)), "; "),
+        "Training": _listed(_distinct(_training(row) for row in rows), "; "),
     }
     names = _distinct(metric.rsplit("/", 1)[0] for metric in headings if metric.endswith("/nll"))
     for name in names:
         said = _distinct(_evaluation(row, name) for row in rows if name in row.evaluations)
         if said:
-            answers[f"Evaluation {name}"] = _listed(said)
+            answers[f"Evaluation {name}"] = _listed(said, "; ")
     return {topic: sentence for topic, sentence in answers.items() if sentence}
 
 
@@ -81,7 +81,11 @@ def answer(judged: Judged, headings: Mapping[str, str]) -> list[tuple[str, dict[
         verdicts: dict[str, list[str]] = {}
         for verdict in found:
             if verdict.measure in headings:
-                interval = f" {verdict.interval}" if verdict.said != "no difference shown" and len(judged) <= FEW else ""
+                interval = (
+                    f" {verdict.interval}"
+                    if verdict.said != "no difference shown" and len(judged) * len(headings) <= FEW
+                    else ""
+                )
                 verdicts.setdefault(verdict.said, []).append(headings[verdict.measure] + interval)
         order = ("better", "worse", "higher", "lower", "no difference shown")
         said.append((group.label, {each: verdicts[each] for each in order if each in verdicts}))
@@ -130,9 +134,10 @@ def cautions(groups: Sequence[Group], records: Records) -> list[str]:
 
 
 def configs(rows: Sequence[Row]) -> tuple[list[str], list[Config]]:
-    """The settings in which the rows differ, and every run's settings, one a line."""
-    keys = dict.fromkeys(key for row in rows for key in row.settings)
-    differ = [k for k in keys if len({repr(row.settings.get(k, ...)) for row in rows}) > 1]
+    """The settings in which the students differ, and every run's settings, one a line."""
+    students = [row for row in rows if row.role == "student"] or rows
+    keys = dict.fromkeys(key for row in students for key in row.settings)
+    differ = [k for k in keys if len({repr(row.settings.get(k, ...)) for row in students}) > 1]
     found = [Config(row.label, [(f"{k}: {_value(v)}", k in differ) for k, v in row.settings.items()]) for row in rows]
     return differ, found
 
@@ -178,8 +183,8 @@ def _code(record: Mapping[str, Any]) -> str:
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:
-    gpus = ", ".join(hardware.get("gpus", []))
-    return f"{hardware.get('machine')}, {hardware.get('cores')} cores, {hardware.get('memory_gib')} GiB, {gpus or 'no GPU'}"
+    gpus = ", ".join(hardware.get("gpus", [])) or "no GPU"
+    return f"{hardware.get('machine')}, {hardware.get('cores')} cores, {hardware.get('memory_gib')} GiB, {gpus}"
 
 
 def _models(records: Sequence[Mapping[str, Any]], which: str) -> str:
@@ -208,7 +213,7 @@ def _data(row: Row, record: Mapping[str, Any]) -> str:
 def _training(row: Row) -> str:
     steps, batch = row.metrics.get("steps"), row.settings.get("train.batch_size")
     parts = [
-        f"{steps:.0f} steps of {batch} rows" if steps and batch else "",
+        f"{_count(int(steps), 'step')} of {batch} rows" if steps and batch else "",
         f"{row.settings.get('train.schedule', '')} learning rate {row.settings['train.lr']}".strip()
         if "train.lr" in row.settings
         else "",

@@ -13,8 +13,15 @@ from kdrun.analysis.report import facts, plots
 from kdrun.analysis.report.generations import side_by_side
 from kdrun.analysis.seeds import Group
 from kdrun.analysis.tables import (
-    Judged, Spread, Table, cost_table, main_headings, main_table, verdict_table, write_verdicts,
-)  # fmt: skip
+    Judged,
+    Spread,
+    Table,
+    cost_table,
+    main_headings,
+    main_table,
+    verdict_table,
+    write_verdicts,
+)
 from kdrun.runs.directory import write_text
 
 HERE = Path(__file__).parent
@@ -22,7 +29,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Findings:
-    """What a report is about: groups of runs, the group they are judged against with the verdicts, and notes on both."""
+    """What a report is about: groups of runs, the one they are judged against, the verdicts, and notes on both."""
 
     groups: Sequence[Group]
     baseline: Group | None
@@ -78,7 +85,7 @@ def write_report(findings: Findings, path: Path, figures: Path, *, title: str | 
         figures=figures.name,
         # What is written by us, not by a run, and is markup already.
         svg=lambda plot: Markup(as_svg(plot)),
-        sample=lambda number: Markup(key_sample(number)),
+        sample=lambda number, place: Markup(key_sample(number, prefix=place)),
         numeric=_numeric,
         **drawn,
     )

@@ -45,15 +45,16 @@ def curve_plots(groups: Sequence[Group], look: Looks) -> tuple[list[Plot], list[
     rest = [name for name in present if name not in main and name.split("/")[-1] not in DULL]
     titles = {name: CURVES[original] for name, original in zip(main, CURVES, strict=True)}
     found = [
-        [plot for name in names if (plot := _curve(name, curves, look, *titles.get(name, (name, "", False))))]
+        [plot for name in names if (plot := _curve(name, titles.get(name, (name, "", False)), curves, look))]
         for names in (main, rest)
     ]
     return found[0], found[1]
 
 
 def _curve(
-    name: str, curves: Mapping[str, list[dict[str, Any]]], look: Looks, title: str, unit: str, log: bool
+    name: str, titled: tuple[str, str, bool], curves: Mapping[str, list[dict[str, Any]]], look: Looks
 ) -> Plot | None:
+    title, unit, log = titled
     series: list[Series] = []
     for label, runs in curves.items():
         lines = [dict(run[name]) for run in runs if run.get(name)]
@@ -65,11 +66,10 @@ def _curve(
     if not any(len(one.x) > 1 for one in series):
         return None
     values = [value for one in series for value in one.y]
-    split = name.split("/")[0]
     return Plot(
         slug(f"curve {name}"), title, "optimiser steps", unit or name, tuple(series),
         log=log and min(values) > 0 and max(values) > 4 * min(values), levels=_teacher_nll(name, curves),
-        note={"valid": "held-out rows", "train": "training batches"}.get(split, ""),
+        note={"valid": "held-out rows", "train": "training batches"}.get(name.partition("/")[0], ""),
     )  # fmt: skip
 
 
@@ -114,18 +114,23 @@ def _against(
 ) -> Plot | None:
     series = []
     for i, (label, members) in enumerate(lines.items()):
-        points = sorted((g.settings[key], g.mean(metric), g.sd(metric)) for g in members if g.mean(metric) is not None)
-        errors = [(sd or 0.0, sd or 0.0) for _, _, sd in points]
+        ordered = sorted(members, key=lambda group: group.settings[key])
+        points = [(float(g.settings[key]), mean, g.sd(metric)) for g in ordered if (mean := g.mean(metric)) is not None]
         if len(points) > 1:
-            x, y = [float(p[0]) for p in points], [float(p[1]) for p in points]
-            series.append(Series(label, i, x, y, y_error=errors if any(sd is not None for _, _, sd in points) else None))
+            x, y, sds = zip(*points, strict=True)
+            errors = [(sd or 0.0, sd or 0.0) for sd in sds]
+            series.append(Series(label, i, x, y, y_error=errors if any(sd is not None for sd in sds) else None))
     if not series:
         return None
-    ends = [value for one in series for y, (below, above) in zip(one.y, one.y_error or [(0, 0)] * len(one.y), strict=True)
-            for value in (y - below, y + above)]  # fmt: skip
-    reach = NEAR * (max(ends) - min(ends))
+    ends = [
+        (y - below, y + above)
+        for one in series
+        for y, (below, above) in zip(one.y, one.y_error or [(0.0, 0.0)] * len(one.y), strict=True)
+    ]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    reach = NEAR * (high - low)
     levels = [(group.label, mean) for group in without if (mean := group.mean(metric)) is not None]
-    near = [level for level in levels if min(ends) - reach <= level[1] <= max(ends) + reach]
+    near = [level for level in levels if low - reach <= level[1] <= high + reach]
     seeds = max(len(group.rows) for members in lines.values() for group in members)
     note = "bars: standard deviation over seeds" if seeds > 1 else "one seed: no error bars"
     far = [f"{label} {value:.3g}" for label, value in levels if (label, value) not in near]
