@@ -121,6 +121,7 @@ def compare(  # noqa: PLR0917 - Typer calls it by name
 @app.command()
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR", help="Runs, sweeps, folders of them.")],
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     baseline: Annotated[
         str | None, typer.Option(help="Judge every student against this run (its name or folder, or sft, teacher).")
@@ -129,6 +130,7 @@ def report(
         Path | None, typer.Option(help="Folder for figures and tables as files (default: beside the page).")
     ] = None,
     title: Annotated[str | None, typer.Option(help="The page's heading (default: what differs).")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Show tables and figures in this project of W&B, too.")] = None,
 ) -> None:
     """One page that opens offline: question, answer, curves, cost, texts, configs and provenance of runs."""
     from kdrun.launch import answer
@@ -136,7 +138,7 @@ def report(
     def run() -> None:
         from kdrun.commands.report import report
 
-        report(directories, output, baseline=baseline, figures=figures, title=title)
+        report(directories, output, baseline=baseline, figures=figures, title=title, project=wandb)
 
     answer(run)
 

@@ -31,7 +31,12 @@ def test_the_wheel_holds_every_config_and_experiment(wheel: Path) -> None:
     files = {f"kdrun/conf/{path.relative_to(CONF)}" for path in CONF.rglob("*.yaml")}
     files |= {f"kdrun/conf/experiment/{path.name}" for path in (ROOT / "experiments").glob("*.yaml")}
     assert files <= names
-    assert {"kdrun/conf/train.yaml", "kdrun/native/head_border.c"} <= names
+    assert {
+        "kdrun/conf/train.yaml",
+        "kdrun/native/head_border.c",
+        "kdrun/analysis/report/page.html",
+        "kdrun/analysis/report/page.css",
+    } <= names
 
 
 def test_the_wheel_composes_from_another_folder(wheel: Path, tmp_path: Path) -> None:

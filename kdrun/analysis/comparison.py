@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.analysis.costs import mean_costs
-from kdrun.runs.directory import RunDirectory, find_runs, read_json
+from kdrun.runs.directory import RunDirectory, find_runs, flatten, read_json
 
 # Facts of the machine, the place or the mirror, not of the experiment.
 NOT_SETTINGS = ("track.", "resume", "evaluate", "name", "eval.")
@@ -141,14 +141,6 @@ def _whose(folder: Path) -> str | None:
     if content.get("status") != "done":
         return None
     return "teacher" if content.get("role") == "teacher" else "own"
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"loss": {"mu": 0.5}} -> {"loss.mu": 0.5}"""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def differing_settings(rows: Sequence[Row]) -> list[str]:

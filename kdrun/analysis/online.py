@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdrun.analysis.comparison import Row, flatten
+from kdrun.analysis.comparison import Row
 from kdrun.errors import UserError
-from kdrun.runs.directory import MetricsFile
+from kdrun.runs.directory import MetricsFile, flatten
 
 PREFIX = "wandb:"
 STATES = {"finished": "done", "crashed": "failed", "failed": "failed", "killed": "interrupted"}

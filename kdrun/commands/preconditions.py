@@ -14,13 +14,12 @@ from kdrun.config import (
     JsonlData,
     PretrainedPair,
     ScratchPair,
-    Section,
     TrainConfig,
     loss_parameters,
 )
 from kdrun.errors import UserError
 from kdrun.models.loading import locate
-from kdrun.runs.directory import RunDirectory
+from kdrun.runs.directory import RunDirectory, flatten
 
 # What a teacher that kdrun made must have in common with a run that takes it.
 MADE_FOR = {
@@ -198,7 +197,7 @@ def check_resume(config: TrainConfig, run: RunDirectory, named: list[str]) -> No
     if run.record.get("status") == "done" and not (named and whole):
         why = "name what to change (train.max_steps=N)" if whole else "it kept no checkpoints (train.save_every)"
         raise UserError(f"resume={run.path}: this run is done; to train it further, {why}")
-    before, now = _flat(run.config()), _flat(_dump(config))
+    before, now = flatten(run.config()), flatten(config.model_dump(mode="json"))
     ignored = {"resume", "name", *named}
     differ = sorted(
         k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and not {k, k.split(".")[0]} & ignored
@@ -209,17 +208,3 @@ def check_resume(config: TrainConfig, run: RunDirectory, named: list[str]) -> No
             f"resume={run.path}: the run was started with {key}={before.get(key)}, now {key}={now.get(key)} "
             f"(differing: {', '.join(differ)}); name a key on the command line to change it on purpose"
         )
-
-
-def _dump(config: Section) -> dict[str, object]:
-    return config.model_dump(mode="json")
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

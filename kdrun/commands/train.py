@@ -37,6 +37,7 @@ from kdrun.errors import UserError
 from kdrun.models.loading import quiet_libraries, save_model
 from kdrun.runs.directory import MetricsFile, RunDirectory, drop_lines_after, write_json
 from kdrun.runs.progress import progress
+from kdrun.runs.sweep import objective
 from kdrun.runs.tracker import Tracker
 from kdrun.training.checkpoints import Checkpoint, find_checkpoints, save_checkpoint
 
@@ -114,7 +115,9 @@ class Training:
         write_json(self.run.path / "summary.json", self.metrics)
         tracker.finish(self.metrics)
         log.info("done: %s", relative(self.run.path))
-        return float(next(self.metrics[k] for k in ("valid/fkl", "valid/topk_fkl", "valid/nll") if k in self.metrics))
+        found = objective(self.metrics)
+        assert found is not None, "every run validates"
+        return found[1]
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

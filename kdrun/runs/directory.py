@@ -216,6 +216,14 @@ class MetricsFile:
         self._file.close()
 
 
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"loss": {"mu": 0.5}} -> {"loss.mu": 0.5}"""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def json_lines(path: Path) -> list[str]:
     """The lines of a JSON-lines file, none when it is not there; a newline alone ends one.
 

@@ -17,7 +17,7 @@ from statistics import mean
 from typing import Any
 
 from kdrun.errors import UserError
-from kdrun.runs.directory import RECORD, RunDirectory, read_json, write_json
+from kdrun.runs.directory import RECORD, RunDirectory, flatten, read_json, write_json
 from kdrun.runs.progress import FILE as PROGRESS
 
 SWEEP = "sweep.json"
@@ -203,16 +203,9 @@ def settle(folder: Path) -> None:
 
 def differences(before: dict[str, Any], now: dict[str, Any], *, ignored: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """Flat key -> (value before, value now), where two configs differ."""
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and key not in ignored
     }
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -42,9 +42,9 @@ class Findings:
         return [row for group in self.groups for row in group.rows]
 
 
-def write_report(findings: Findings, path: Path, figures: Path, *, title: str | None = None) -> None:
-    """Write the page, and into the folder `figures` each figure as PNG, SVG and CSV, each table as CSV, and the main
-    table as LaTeX and Markdown."""
+def write_report(findings: Findings, path: Path, figures: Path, *, title: str | None = None) -> dict[str, Table]:
+    """The tables of the page, which is written, and into the folder `figures` each figure as PNG, SVG and CSV, each
+    table as CSV, and the main table as LaTeX and Markdown."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -92,6 +92,7 @@ def write_report(findings: Findings, path: Path, figures: Path, *, title: str | 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
     _write_files(findings, tables, [*_flat(list(drawn.values()))], figures)
+    return tables
 
 
 def _write_files(findings: Findings, tables: dict[str, Table], drawn: Sequence[Plot], folder: Path) -> None:
