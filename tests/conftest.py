@@ -48,6 +48,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def absl_leaves_the_capture_open() -> None:
+    """rouge_score brings absl, whose log handler closes the stream that it found at its import when Hydra configures
+    logging anew: pytest's own, where a test of another stream is running."""
+    from absl import logging
+
+    logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with a finished teacher in outputs/teachers/tiny-unicode."""
