@@ -65,7 +65,9 @@ def draw(plot: Plot, *, alone: bool) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    labels = list(dict.fromkeys((series.label, series.look) for series in plot.series if not series.thin))
+    labels = list(
+        dict.fromkeys((series.label, series.look) for series in plot.series if series.label and not series.thin)
+    )
     columns = 2 if max((len(label) for label, _ in labels), default=0) < 28 else 1
     keyed = (alone or plot.own_key) and not plot.rows
     height = 90 + 24 * len(plot.rows) if plot.rows else HEIGHT

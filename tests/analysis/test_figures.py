@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdrun.analysis.figures import COLOURS, INK, MARKERS, STYLES, Plot, Series, as_svg, key_sample, write_figure
+from kdrun.analysis.figures import COLOURS, INK, MARKERS, STYLES, Plot, Series, as_svg, draw, key_sample, write_figure
 
 SVG = "http://www.w3.org/2000/svg"
 NASTY = '_run $x_1$ & "</script><script>alert(1)</script>]]>'
@@ -86,3 +86,9 @@ def test_levels_too_near_for_two_names_share_one(log: bool) -> None:
     )
     texts = [text.text for text in ET.fromstring(as_svg(near)).iter("text")]
     assert "sft, fkl" in texts and "sft" not in texts
+
+
+def test_a_line_without_a_name_has_no_place_in_the_key() -> None:
+    one = Plot("mu", "FKL against mu", "mu", "FKL", (Series("", 0, [0.1, 0.5], [2.0, 1.0]),))
+    assert not draw(one, alone=True).legends
+    assert len(draw(plot(), alone=True).legends[0].get_texts()) == 2
