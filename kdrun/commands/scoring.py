@@ -40,6 +40,7 @@ def evaluate_model(
     Args:
         sets: what is evaluated, by the name under which `teachers` has its teacher, if any.
     """
+    check_room(models.student, sets, settings)
     models.student.to(device).eval()
     scorer = Scorer(models.tokenizer, settings, device)
     summary: Summary = {}
@@ -56,6 +57,19 @@ def evaluate_model(
         summary |= _run_harness(models, settings, directory, device)
     write_json(directory / "summary.json", summary)
     return summary
+
+
+def check_room(model: Any, sets: Mapping[str, EvaluationSet], settings: Evaluation) -> None:
+    """The texts fit the model's positions: to be asked before a long training, not after it.
+
+    Raises:
+        UserError: when they do not.
+    """
+    from kdrun.evaluation.generation import refuse_overrun
+
+    if settings.greedy or settings.seeds:
+        for one in sets.values():
+            refuse_overrun(model, int(one.rows.prompt_lengths.max()), settings.max_new_tokens)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,6 @@ def summarise(folder: Path) -> None:
     if any(cell.status != "done" for cell in cells):
         print(f"  kdrun sweep resume={folder}")
     if leader:
-        print(f"  kdrun evaluate run={leader.folder} eval=paper")
+        print(f"  kdrun evaluate run={leader.folder} eval.seeds=[10,20,30,40,50]")
         print(f"  kdrun compare {folder} --baseline {leader.number}")
         print(f"  kdrun report {folder} -o report.html")

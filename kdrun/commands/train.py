@@ -20,7 +20,7 @@ from kdrun.commands.assembly import (
     relative,
     run_sets,
 )
-from kdrun.commands.scoring import evaluate_model
+from kdrun.commands.scoring import check_room, evaluate_model
 from kdrun.commands.teachers import (
     Caches,
     RunTeacher,
@@ -93,6 +93,7 @@ class Training:
         check_context(models.student, config.data.max_tokens, role="student")
         sets = run_sets(config, splits, models.tokenizer, needs_teacher=loss.needs_teacher)
         rows, valid = sets.train, sets.valid
+        check_room(models.student, sets.evaluated, config.eval)
         preflight(models.student, rows, pad_id=models.tokenizer.pad_token_id, name="student")
         accelerator = self._accelerator(device)
         teacher = self._teacher(models, sets, device=accelerator.device)

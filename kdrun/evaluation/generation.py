@@ -90,7 +90,7 @@ def generate(
         raise ValueError(f"limits: {min(limits)} is below 1")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError(f"prompt {[len(prompt) for prompt in prompts].index(0)} has no token: nothing to continue")
-    _refuse_overrun(model, prompts, sampling.max_new_tokens)
+    refuse_overrun(model, max(map(len, prompts), default=0), sampling.max_new_tokens)
     _refuse_other_state(model)
     rows = [
         _Row(prompt, min(limit, sampling.max_new_tokens), (seed, i))
@@ -255,9 +255,9 @@ def _fast_head(model: Any) -> Iterator[None]:
                 hook.remove()
 
 
-def _refuse_overrun(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def refuse_overrun(model: Any, longest: int, max_new_tokens: int) -> None:
+    """Raise UserError when a prompt of `longest` tokens leaves no room for the new ones in the model's positions."""
     context = getattr(model.config, "max_position_embeddings", None)
-    longest = max((len(prompt) for prompt in prompts), default=0)
     if context is None or longest + max_new_tokens <= context:
         return
     room = context - longest

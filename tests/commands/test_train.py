@@ -295,3 +295,12 @@ def test_the_docstrings_train_too(akl: Path, kdrun: Kdrun) -> None:
         "hydra.run.dir=outputs/docstrings",
     )  # fmt: skip
     assert read_json(akl.parent / "docstrings" / "summary.json")["eval/fkl"] > 0
+
+
+def test_texts_that_would_overrun_the_model_are_refused_before_the_first_step(kdrun: Kdrun, workspace: Path) -> None:
+    """Not at the end of a training that took days."""
+    done = kdrun("train", "loss=sft", *SMALL, "train.watch_teacher=false", "eval.max_new_tokens=2000",
+                 "hydra.run.dir=outputs/overrun", check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "eval.max_new_tokens=2000: the longest prompt has" in done.stderr
+    assert not (workspace / "outputs" / "overrun" / "metrics.jsonl").exists()
