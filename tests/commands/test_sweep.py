@@ -102,9 +102,6 @@ def test_the_first_run_that_needs_a_teacher_makes_it_and_the_second_takes_it(kdr
     pair = workspace / "pairs" / "pair"
     pair.mkdir(parents=True)
     (pair / "mini.yaml").write_text("defaults: [tiny]\nname: mini\nteacher_layers: 1\nvocab_size: 280\n")
-    train = workspace / "pairs" / "train"
-    train.mkdir()
-    (train / "tiny_teacher.yaml").write_text("defaults: [tiny]\nmax_steps: 2\n")
     small = [word for word in CELL if not word.startswith(("pair.vocab", "pair.teacher"))]
     words = ["--config-dir", "pairs", "pair=mini", *small]
     first = kdrun("train", *words, "pair.teacher_width=16", "hydra.run.dir=outputs/first")
