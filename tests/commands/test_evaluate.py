@@ -1,13 +1,35 @@
 """kdrun evaluate: a run, its teacher, any model folder; several references; nothing overwritten."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from kdrun.cli import CONF
+from kdrun.launch import launch
 from tests.conftest import SMALL, Kdrun, read_json, read_lines
 
 QUICK = ["eval.num_examples=5", "eval.max_new_tokens=4", "eval.bertscore=false", "track.mode=disabled"]
+
+
+@pytest.fixture
+def kdrun(workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Kdrun:
+    """The command in this process, for speed: the same words, the same code."""
+    monkeypatch.chdir(workspace)
+
+    def run_here(command: str, *words: str, check: bool = True) -> subprocess.CompletedProcess:
+        capfd.readouterr()
+        code = 0
+        try:
+            launch(command, words, CONF)
+        except SystemExit as error:
+            code = int(error.code or 0)
+        out, err = capfd.readouterr()
+        assert code == 0 or not check, err
+        return subprocess.CompletedProcess(words, code, out, err)
+
+    return run_here
 
 
 @pytest.fixture(scope="module")
