@@ -86,8 +86,16 @@ def protocol(folder: Path) -> dict[str, Any]:
     return {"fingerprint": content.get("fingerprint"), **decoding}
 
 
+def judge_protocol(folder: Path, judge: str) -> dict[str, Any]:
+    """What two judgings of one name must share: how texts were drawn, judge, prompts, what stood beside them."""
+    path = folder / "judge" / judge / "protocol.json"
+    content = read_json(path, key=str(path)) if path.exists() else {}
+    return {**protocol(folder), **{key: content.get(key) for key in ("model", "prompts", "against", "decoding")}}
+
+
 DECODING = ("greedy", "seeds", "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size",
-            "max_new_tokens", "bertscore_model", "bertscore_layer", "bertscore_baseline")  # fmt: skip
+            "max_new_tokens", "bertscore_model", "bertscore_layer", "bertscore_baseline", "bartscore_model",
+            "diversity_words")  # fmt: skip
 
 
 def _protocol(folder: Path) -> dict[str, Any]:

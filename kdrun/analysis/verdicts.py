@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kdrun.analysis.bootstrap import paired_bootstrap
-from kdrun.analysis.examples import HARNESS, fingerprint, harness_documents, protocol, read_measures
+from kdrun.analysis.examples import HARNESS, fingerprint, harness_documents, judge_protocol, protocol, read_measures
 from kdrun.analysis.seeds import Group
 from kdrun.errors import UserError
 
@@ -80,7 +81,7 @@ def verdicts(group: Group, baseline: Group, *, measures: Collection[str] | None 
         shared = [m for m in next(iter(tables.values())) if all(m in table for table in tables.values())]
         if measures is not None:
             shared = [measure for measure in shared if f"{name}/{measure}" in measures]
-        shared = [measure for measure in shared if _of_same_documents(measure, list(tables))]
+        shared = [measure for measure in shared if _same_protocol(measure, list(tables))]
         lengths = {measure: len(next(iter(tables.values()))[measure]) for measure in shared}
         for length in dict.fromkeys(lengths.values()):  # a task of the harness has examples of its own
             chosen = [measure for measure in shared if lengths[measure] == length]
@@ -145,11 +146,17 @@ def _has_examples(folder: Path | None) -> bool:
     return folder is not None and any((folder / name).exists() for name in ("examples.jsonl", HARNESS))
 
 
-def _of_same_documents(measure: str, folders: Sequence[Path]) -> bool:
-    if not measure.startswith("harness/"):
-        return True
-    task = measure.split("/")[1]
-    return all(harness_documents(folder).get(task) == harness_documents(folders[0]).get(task) for folder in folders)
+def _same_protocol(measure: str, folders: Sequence[Path]) -> bool:
+    """Whether the numbers of a measure were made alike: the documents of a task, the drawing of texts, the judge."""
+    kind, _, rest = measure.partition("/")
+    facts: list[Any] = [None]
+    if kind == "harness":
+        facts = [harness_documents(folder).get(rest.split("/")[0]) for folder in folders]
+    elif kind == "judge":
+        facts = [judge_protocol(folder, rest.split("/")[0]) for folder in folders]
+    elif rest or kind == "prompt_self_bleu":  # of texts; what they differ in, `mixed_examples` says
+        facts = [protocol(folder) for folder in folders]
+    return all(fact == facts[0] for fact in facts)
 
 
 def _folders(group: Group, name: str) -> dict[str, Path]:

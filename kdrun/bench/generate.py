@@ -61,16 +61,11 @@ class GenerateCase:
 
     def build(self) -> Task:
         """Prompts and lengths of the examples' responses; a fresh GPT-2."""
+        from kdrun.bench.pair import tokenizer_of
         from kdrun.data.encoding import encode
-        from kdrun.data.template import render_prompt
-        from kdrun.models.loading import load_tokenizer
-        from kdrun.models.scratch import make_model, train_tokenizer
+        from kdrun.models.scratch import make_model
 
-        if self.tokenizer is None:
-            texts = (text for e in self.examples for text in (render_prompt(e, "alpaca"), e.response))
-            tokenizer = train_tokenizer(texts, vocab_size=min(self.vocabulary, 4096))
-        else:
-            tokenizer = load_tokenizer(self.tokenizer, key="bench.tokenizer")
+        tokenizer = tokenizer_of(self.examples, self.tokenizer, vocabulary=self.vocabulary)
         context = self.max_prompt_tokens + self.max_new_tokens
         rows = encode(
             self.examples, tokenizer, template="alpaca", max_prompt_tokens=self.max_prompt_tokens, max_tokens=context,

@@ -22,6 +22,14 @@ LEARNING_RATE = 5e-4
 Size = tuple[int, int, int]  # layers, width, heads
 
 
+def tokenizer_of(examples: Sequence[Example], folder: str | None, *, vocabulary: int) -> Any:
+    """The tokenizer of a folder; None makes one of the examples' texts, of 4,096 entries at most."""
+    if folder is not None:
+        return load_tokenizer(folder, key="bench.tokenizer")
+    texts = (text for e in examples for text in (render_prompt(e, "alpaca"), e.response))
+    return train_tokenizer(texts, vocab_size=min(vocabulary, 4096))
+
+
 @dataclass(frozen=True)
 class Pair:
     """What to train on what, in plain values. tokenizer: a folder; None makes one of the examples' texts."""
@@ -57,11 +65,7 @@ class Pair:
 
     def build(self) -> PairInputs:
         """Encoded rows, a whole number of batches of them."""
-        if self.tokenizer is None:
-            texts = (text for e in self.examples for text in (render_prompt(e, "alpaca"), e.response))
-            tokenizer = train_tokenizer(texts, vocab_size=min(self.vocabulary, 4096))
-        else:
-            tokenizer = load_tokenizer(self.tokenizer, key="bench.tokenizer")
+        tokenizer = tokenizer_of(self.examples, self.tokenizer, vocabulary=self.vocabulary)
         rows = encode(
             self.examples, tokenizer, template="alpaca", max_prompt_tokens=self.max_prompt_tokens,
             max_tokens=self.max_tokens, overlong="truncate",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
-from kdrun.evaluation.pairs import check_pairs
+from kdrun.evaluation.pairs import stripped_pairs
 from kdrun.evaluation.pretrained import (
     ModelKey,
     find_checkpoint,
@@ -95,11 +95,7 @@ class BartScore:
         A pair's scores do not depend on the other pairs, their order or the batch size, up to float rounding. Each
         distinct pair is scored once. Raises ValueError unless there is a list of references for each prediction.
         """
-        check_pairs(predictions, references)
-        groups = [
-            [(prediction.strip(), reference.strip()) for reference in of_one]
-            for prediction, of_one in zip(predictions, references, strict=True)
-        ]
+        groups = stripped_pairs(predictions, references)
         both_ways = {pair for group in groups for p, r in group for pair in ((p, r), (r, p))}
         likelihood = self._log_likelihoods(both_ways)
         scores: dict[str, list[float]] = {name: [] for name in NAMES}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.errors import UserError
 from kdrun.evaluation.encoder import load_encoder
-from kdrun.evaluation.pairs import check_pairs
+from kdrun.evaluation.pairs import stripped_pairs
 from kdrun.evaluation.pretrained import quiet
 
 if TYPE_CHECKING:
@@ -75,11 +75,7 @@ class BertScore:
         A pair's scores do not depend on the other pairs, their order or the batch size, up to float rounding. Each
         distinct pair is scored once. Raises ValueError unless there is a list of references for each prediction.
         """
-        check_pairs(predictions, references)
-        groups = [
-            [(prediction.strip(), reference.strip()) for reference in of_one]
-            for prediction, of_one in zip(predictions, references, strict=True)
-        ]
+        groups = stripped_pairs(predictions, references)
         raw = self._raw_scores({pair for group in groups for pair in group})
         best = [[max(raw[pair][k] for pair in group) for k in range(3)] for group in groups]
         return {

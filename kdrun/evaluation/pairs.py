@@ -16,3 +16,12 @@ def check_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]])
             raise ValueError(f"references[{i}] is a string: it must be a list of references, if only of one")
         if len(of_one) == 0:
             raise ValueError(f"references[{i}] is empty: each prediction needs at least one reference")
+
+
+def stripped_pairs(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[list[tuple[str, str]]]:
+    """Each prediction beside every one of its references, white space at their ends left out; errors as above."""
+    check_pairs(predictions, references)
+    return [
+        [(prediction.strip(), reference.strip()) for reference in of_one]
+        for prediction, of_one in zip(predictions, references, strict=True)
+    ]

@@ -67,6 +67,21 @@ def test_evaluations_of_other_examples_are_not_paired_and_it_is_said(tmp_path: P
     assert "do not compare: akl | sft" in mixed_examples(list(groups.values()))[0]
 
 
+def test_texts_that_were_drawn_in_another_way_are_not_judged(tmp_path: Path) -> None:
+    """nll and fkl ask for no text: they are, all the same."""
+    rows = []
+    for name, tokens in (("a", 48), ("b", 256)):
+        run = make_run(tmp_path / name, settings={"loss": {"name": name}})
+        folder = add_evaluation(run / "eval" / "quick", numbered([2.0, 3.0, 2.5], [30.0, 40.0, 20.0]))
+        (folder / "protocol.json").write_text(
+            json.dumps({"fingerprint": "same", "settings": {"greedy": True, "max_new_tokens": tokens}})
+        )
+        rows += read_rows([run])
+    ours, theirs = group_by_seed(rows)
+    assert {verdict.measure for verdict in verdicts(ours, theirs)} == {"quick/nll", "quick/fkl"}
+    assert "not the same examples or decoding" in mixed_examples([ours, theirs])[0]
+
+
 def test_values_of_examples_are_named_as_in_the_summary(tmp_path: Path) -> None:
     lines = [
         {"nll": 1.0, "greedy": {"text": "a", "finished": True, "rouge_l": 4.0}, "seed1": {"rouge_l": 1.0},
