@@ -155,10 +155,34 @@ def bench(
     which: Annotated[str, typer.Argument(metavar="WHICH", help="The benchmark.")] = "", overrides: Overrides = None
 ) -> None:
     """Measure side by side."""
+    _with_choice("bench", which, overrides or [], "loss")
+
+
+def _with_choice(command: str, which: str, words: list[str], example: str) -> None:
+    """Launch a command whose first word is a choice of the group of its own name."""
     if not which or "=" in which or which.startswith("-"):
-        typer.echo(f"kdrun: bench: say which first, one of {options('bench')}; for example kdrun bench loss", err=True)
+        typer.echo(
+            f"kdrun: {command}: say which first, one of {options(command)}; for example kdrun {command} {example}",
+            err=True,
+        )
         raise typer.Exit(2)
-    launch("bench", [f"bench={which}", *(overrides or [])])
+    launch(command, [f"{command}={which}", *words])
+
+
+@app.command(
+    context_settings=HYDRA,
+    help=f"""Check claims of the literature that need no large model: source, measured figure, verdict, pictures.
+
+WHICH: {options("study")}. --strict: exit with 1 when a proven identity does not hold here.
+
+Examples: kdrun study toy | kdrun study rank study.losses=[fkl,rkl] | kdrun study theory --strict | kdrun study headtail
+study.runs=outputs/sweep/...""",
+)
+def study(
+    which: Annotated[str, typer.Argument(metavar="WHICH", help="The study.")] = "", overrides: Overrides = None
+) -> None:
+    """Check claims of the literature."""
+    _with_choice("study", which, ["strict=true" if word == "--strict" else word for word in overrides or []], "toy")
 
 
 @app.command(
@@ -193,7 +217,7 @@ def show(overrides: Overrides = None) -> None:
     from kdrun.launch import show as run
 
     words = list(overrides or [])
-    command = words.pop(0) if words and words[0] in ("train", "evaluate", "judge", "bench") else "train"
+    command = words.pop(0) if words and words[0] in ("train", "evaluate", "judge", "bench", "study") else "train"
     run(command, words)
 
 

@@ -20,6 +20,7 @@ UNIONS = {
     "data": "name",
     "teacher": "kind",
     "bench": "name",
+    "study": "name",
 }  # config node -> the key that tells its sections apart
 
 
@@ -43,7 +44,7 @@ def known_keys(command: str, conf: Path) -> dict[str, list[str]]:
             keys |= {f"{name}.{key}": [] for key in field.annotation.model_fields}
     if command == "train":
         keys["experiment"] = []
-    for group in ("loss", "pair", "data", "teacher", "train", "eval", "track", "bench"):
+    for group in ("loss", "pair", "data", "teacher", "train", "eval", "track", "bench", "study"):
         if group not in keys:
             continue
         for option in group_options(conf, group):

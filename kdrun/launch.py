@@ -25,7 +25,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdrun import cli
 from kdrun.compose import complete, compose_cells, validate
-from kdrun.config import CONFIGS, SHORT_KEYS, BenchConfig, EvaluateConfig, JudgeConfig, Section, TrainConfig
+from kdrun.config import (
+    CONFIGS,
+    SHORT_KEYS,
+    BenchConfig,
+    EvaluateConfig,
+    JudgeConfig,
+    Section,
+    StudyConfig,
+    TrainConfig,
+)
 from kdrun.errors import UserError
 from kdrun.prepare import check, confirm_judge, make_missing_teachers
 from kdrun.runs.gpus import unseen_gpu
@@ -222,6 +231,10 @@ def dispatch(config: Section, directory: Path, words: list[str], group: str | No
         from kdrun.commands.bench import bench
 
         return bench(config, directory, overrides=words)
+    if isinstance(config, StudyConfig):
+        from kdrun.commands.study import study
+
+        return study(config, directory, overrides=words)
     from kdrun.commands.evaluate import evaluate
 
     assert isinstance(config, EvaluateConfig)

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from kdrun.compose import Cell, search_words
-from kdrun.config import BenchConfig, EvaluateConfig, JudgeConfig, TrainConfig
+from kdrun.config import BenchConfig, EvaluateConfig, JudgeConfig, StudyConfig, TrainConfig
 from kdrun.errors import UserError
 from kdrun.words import key_of, quote, value_of
 
@@ -21,6 +21,7 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
     from kdrun.commands.bench import check_bench
     from kdrun.commands.judge import check_judge
     from kdrun.commands.preconditions import check_evaluate, check_resume, check_train
+    from kdrun.commands.study import check_study
     from kdrun.runs.directory import RunDirectory
 
     seen: set[str] = set()
@@ -43,6 +44,8 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
             check_evaluate(config)
         elif isinstance(config, BenchConfig):
             check_bench(config)
+        elif isinstance(config, StudyConfig):
+            check_study(config)
     config = cells[0].config
     if isinstance(config, TrainConfig) and config.resume is not None:
         if multirun:

@@ -20,6 +20,7 @@ FLOORS = {
 }  # fmt: skip
 # Within a floor, who may call whom.
 BEFORE = {
+    "studies": ("analysis",),  # styles of figures
     "bench": ("training", "evaluation"),  # it times the loops themselves, as the commands run them
     "explain": ("words",),
     "compose": ("cli", "explain", "words"),
@@ -37,6 +38,7 @@ MAY_IMPORT = {
     "losses": {"torch"},
     "teachers": {"torch"},
     "training": {"torch"},
+    "studies": {"torch"},
     "launch": HYDRA,
     "compose": HYDRA,
     "prepare": HYDRA,

@@ -11,6 +11,7 @@ from kdrun.config.judge import JudgeConfig
 from kdrun.config.losses import LOSS_SECTIONS, SHORT_KEYS, Loss, loss_parameters
 from kdrun.config.parts import Data, EmbeddedData, HubData, JsonlData, Pair, PretrainedPair, ScratchPair
 from kdrun.config.section import Section
+from kdrun.config.study import StudyConfig
 from kdrun.config.teacher import CachedTeacher, LiveTeacher, TeacherSource
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PretrainedPair",
     "ScratchPair",
     "Section",
+    "StudyConfig",
     "TeacherSource",
     "TrainConfig",
     "loss_parameters",

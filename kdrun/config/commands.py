@@ -12,6 +12,7 @@ from kdrun.config.judge import JudgeConfig
 from kdrun.config.losses import Loss
 from kdrun.config.parts import Data, Pair, ScratchPair, Track, Train
 from kdrun.config.section import CountOrZero, Name, Section
+from kdrun.config.study import StudyConfig
 from kdrun.config.teacher import CachedTeacher, TeacherSource
 
 
@@ -89,4 +90,5 @@ CONFIGS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "judge": JudgeConfig,
     "bench": BenchConfig,
+    "study": StudyConfig,
 }

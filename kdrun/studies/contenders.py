@@ -1,0 +1,47 @@
+"""The losses of a study, by name or by name and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdrun.losses import Loss, make_loss
+
+Spec = str | Mapping[str, Any]  # "akl" or {"name": "akl", "mu": 0.3}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A loss under its label in tables and pictures; `look` is its number there (colour, line style, marker)."""
+
+    label: str
+    name: str
+    params: Mapping[str, Any]
+    look: int
+
+    def loss(self) -> Loss:
+        """A fresh loss, its schedule at the start.
+
+        Raises:
+            UserError: for a parameter or a value that the loss does not take.
+        """
+        return make_loss(self.name, **self.params)
+
+
+def contenders(specs: Sequence[Spec]) -> list[Contender]:
+    """One contender a spec, in order. Labels: `FKL`, `AKL mu=0.3`."""
+    found = []
+    for look, spec in enumerate(specs):
+        params = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
+        name = spec if isinstance(spec, str) else str(spec["name"])
+        words = " ".join(
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
+        )
+        found.append(Contender(f"{label_of(name)} {words}".strip(), name, params, look))
+    return found
+
+
+def label_of(name: str) -> str:
+    """FKL+RKL for fkl_rkl, AMiD for amid, the name in capitals for the rest."""
+    return {"fkl_rkl": "FKL+RKL", "amid": "AMiD", "alpha": "alpha", "gap": "gap"}.get(name, name.upper())
