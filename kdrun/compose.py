@@ -130,6 +130,8 @@ def validate(command: str, composed: DictConfig, words: Sequence[str]) -> Sectio
 
 def defaults_of(composed: DictConfig, words: Sequence[str]) -> dict[str, Any]:
     """The config without the typed values (but with the typed groups), to show an allowed value beside a bad one."""
+    if "hydra" not in composed:  # inside a job, which was checked before: a file changed since
+        return {}
     groups = [word for word in words if "." not in key_of(word) and key_of(word) in composed.hydra.runtime.choices]
     try:
         config = compose(composed.hydra.job.config_name, overrides=groups)

@@ -36,7 +36,7 @@ from kdrun.config import (
     TrainConfig,
 )
 from kdrun.errors import UserError
-from kdrun.prepare import check, confirm_judge, make_missing_teachers
+from kdrun.prepare import check, confirm_judge, make_missing_runs, make_missing_teachers, own_words
 from kdrun.runs.gpus import unseen_gpu
 from kdrun.runs.sweep import held
 from kdrun.sweep import (
@@ -79,6 +79,9 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if any(flag in NO_CHECK for flag in flags):
         return run_hydra(command, flags, typed, conf)
     options = read_flags(flags)
+    of_runs: list[str] = []
+    if command == "study":
+        typed, of_runs = answer(lambda: own_words(typed))
     resuming = command == "train" and options.multirun and value_of(typed, "resume") is not None
     if resuming:
         started, typed = answer(lambda: resumed_words(typed))
@@ -103,6 +106,10 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
                 lambda: make_missing_teachers(
                     cells, options.config_dir, conf, train=lambda words: launch("train", words, conf)
                 )
+            )
+        if command == "study":
+            overrides = make_missing_runs(
+                cells[0], overrides, of_runs, sweep=lambda words: launch("train", ["--multirun", *words], conf)
             )
     if options.multirun:
         overrides = [word for word in overrides if key_of(word) != "hydra.sweep.dir"]

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from kdrun.compose import Cell, search_words
 from kdrun.config import BenchConfig, EvaluateConfig, JudgeConfig, StudyConfig, TrainConfig
+from kdrun.config.study import HeadtailStudy
 from kdrun.errors import UserError
 from kdrun.words import key_of, quote, value_of
 
@@ -69,6 +70,41 @@ def confirm_judge(cells: list[Cell], words: Sequence[str]) -> bool:
     from kdrun.commands.judge import confirm
 
     return confirm([cell.config for cell in cells if isinstance(cell.config, JudgeConfig)], words)
+
+
+def own_words(typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of `kdrun study` for the study itself, and those for the sweep that `study=headtail` looks at."""
+    if value_of(typed, "study") != "headtail":
+        return list(typed), []
+    own = [word for word in typed if key_of(word).split(".")[0] in (*StudyConfig.model_fields, "hydra")]
+    sweep = [word for word in typed if word not in own]
+    if sweep and value_of(own, "study.runs") is not None:
+        raise UserError(f"{sweep[0]}: study.runs= names runs that are made; leave out one of the two")
+    return own, sweep
+
+
+def make_missing_runs(
+    cell: Cell, overrides: list[str], words: list[str], *, sweep: Callable[[list[str]], None]
+) -> list[str]:
+    """The overrides of a study, completed by runs that it needs and that were not named: a sweep inside its folder.
+
+    Args:
+        words: of the sweep, beside its experiment. sweep: runs `kdrun sweep` with words.
+    """
+    section = getattr(cell.config, "study", None)
+    if not isinstance(section, HeadtailStudy) or section.runs is not None:
+        return overrides
+    folder = Path(str(cell.composed.hydra.run.dir))
+    words = ["experiment=headtail", *words, f"hydra.sweep.dir={quote(str(folder / 'runs'))}"]
+    try:
+        sweep(words)
+    except BaseException:
+        if (folder / "runs" / "sweep.json").exists():
+            print("The study itself did not begin; when the runs are done, type:", file=sys.stderr)
+            print(f"  kdrun study headtail study.runs={folder / 'runs'}", file=sys.stderr)
+        raise
+    kept = [word for word in overrides if key_of(word) != "hydra.run.dir"]
+    return [*kept, f"study.runs={quote(str(folder / 'runs'))}", f"hydra.run.dir={quote(str(folder))}"]
 
 
 def make_missing_teachers(

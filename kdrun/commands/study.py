@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.commands.assembly import relative
 from kdrun.config import StudyConfig
+from kdrun.config.study import HeadtailStudy
 from kdrun.errors import UserError
 from kdrun.runs.directory import RunDirectory, write_json, write_text
 from kdrun.runs.progress import progress
@@ -46,14 +47,18 @@ def study(config: StudyConfig, directory: Path, *, overrides: Sequence[str]) -> 
 
 
 def check_study(config: StudyConfig) -> None:
-    """What the config alone cannot say: the runs to look at are there.
+    """What the config alone cannot say: the runs to look at are there and can be compared.
 
     Raises:
         UserError: naming the key.
     """
-    folder = getattr(config.study, "runs", None)
-    if folder is not None and not any(Path(folder).rglob("metrics.jsonl")):
-        raise UserError(f"study.runs={folder}: no finished runs there; give the folder of a sweep, or null to make one")
+    if not isinstance(config.study, HeadtailStudy) or config.study.runs is None:
+        return
+    if not Path(config.study.runs).is_dir():
+        raise UserError(f"study.runs={config.study.runs}: no such folder; give that of a sweep, or null to make one")
+    from kdrun.studies.headtail import read_runs
+
+    read_runs(Path(config.study.runs), part=config.study.part)
 
 
 def _run(config: StudyConfig, folder: Path) -> Findings:

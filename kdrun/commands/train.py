@@ -122,12 +122,13 @@ class Training:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _loss(self) -> Any:
-        from kdrun.losses import make_loss
+        from kdrun.losses import MatchedGradient, make_loss
 
         try:
-            return make_loss(self.config.loss.name, **loss_parameters(self.config.loss))
+            loss = make_loss(self.config.loss.name, **loss_parameters(self.config.loss))
         except ValueError as error:
             raise UserError(f"loss={self.config.loss.name}: {error}") from error
+        return MatchedGradient(loss) if getattr(self.config.loss, "match_grad_norm", False) else loss
 
     def _teacher(self, models: Models, sets: RunSets, *, device: Any) -> RunTeacher:
         """The teacher of every set that asks one: loaded, or its caches opened (and made when they are missing)."""

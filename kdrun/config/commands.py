@@ -54,6 +54,11 @@ class TrainConfig(Section):
                 f"loss.temperature={temperature}: teacher.topk={self.teacher.topk} stores log-probabilities at "
                 "temperature 1 only; type loss.temperature=1, or teacher.topk=null for the exact cache"
             )
+        if self.teacher.topk is not None and getattr(self.loss, "match_grad_norm", False):
+            raise ValueError(
+                f"loss.match_grad_norm=true: teacher.topk={self.teacher.topk} stores buckets, whose gradients are not "
+                "those in single logits; type loss.match_grad_norm=false, or teacher.topk=null for the exact cache"
+            )
         return self
 
 

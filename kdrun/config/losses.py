@@ -16,11 +16,12 @@ class SFT(Section):
 
 
 class Distillation(Section):
-    """What every divergence shares: (1 - kd_ratio) cross-entropy + kd_ratio T^2 divergence."""
+    """What every divergence shares: (1 - kd_ratio) cross-entropy + kd_ratio T^2 divergence, and its gradient's size."""
 
     kd_ratio: Share
     temperature: Positive
     temperature_squared: bool
+    match_grad_norm: bool
 
 
 class FKL(Distillation):

@@ -22,6 +22,7 @@ from kdrun.losses.fkl_rkl import FklRkl
 from kdrun.losses.gap import Gap
 from kdrun.losses.interface import Loss
 from kdrun.losses.jsd import Jsd
+from kdrun.losses.matched import MatchedGradient
 from kdrun.losses.rkl import Rkl
 from kdrun.losses.sft import Sft
 from kdrun.losses.skl import Skl
@@ -32,6 +33,7 @@ from kdrun.losses.tvd import Tvd
 __all__ = [
     "LOSSES",
     "Loss",
+    "MatchedGradient",
     "ObjectiveSums",
     "chunked_linear_loss",
     "chunked_objective",

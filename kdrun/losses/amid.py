@@ -45,8 +45,8 @@ class Amid(Loss):
 
 def assistant(log_q_NV: Tensor, log_p_NV: Tensor, *, alpha: float, lam: float) -> Tensor:
     """log r_NV, r ~ (lam p^k + (1 - lam) q^k)^(1/k) with k = (1 - alpha) / 2, or p^lam q^(1-lam) at alpha = 1."""
-    if lam in (0, 1):
-        return log_p_NV if lam == 1 else log_q_NV
+    if lam in (0, 1):  # exactly an end, and a gradient of 0 rather than none at the teacher's
+        return torch.lerp(log_q_NV, log_p_NV, lam)
     if abs(alpha - 1) <= GEOMETRIC:
         return torch.log_softmax(torch.lerp(log_q_NV, log_p_NV, lam), dim=-1)
     if abs(alpha - 1) < CANCELLING and log_q_NV.dtype != torch.float64:

@@ -27,8 +27,13 @@ def forward_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor) -> tuple[Tensor
     """(KL(teacher || student) per row, its gradient in the student's logits, q sum(p) - p)."""
     p_NV = log_p_NV.exp()
     nats_N = dot(p_NV, log_p_NV - log_q_NV)
+    return nats_N, forward_kl_gradient(log_q_NV, p_NV)
+
+
+def forward_kl_gradient(log_q_NV: Tensor, p_NV: Tensor) -> Tensor:
+    """The gradient of KL(teacher || student) in the student's logits: q sum(p) - p."""
     # sum(p) is below 1 where impossible entries were dropped
-    return nats_N, log_q_NV.exp().mul_(p_NV.sum(-1, keepdim=True)).sub_(p_NV)
+    return log_q_NV.exp().mul_(p_NV.sum(-1, keepdim=True)).sub_(p_NV)
 
 
 def kl(log_first_NV: Tensor, log_second_NV: Tensor) -> Tensor:

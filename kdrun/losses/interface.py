@@ -3,7 +3,7 @@
 Shapes: N scored tokens, V vocabulary. Names: p = softmax(teacher logits), q = softmax(student logits).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +72,18 @@ class Loss:
         progress: optimiser steps done / optimiser steps planned, in [0, 1].
         """
         return {}
+
+    def preview(self, run: Callable[[], None]) -> None:
+        """Called before every optimiser step; a loss that has to see the step's batches before its update calls `run`.
+
+        run: passes all batches of the step through the loss, on all ranks, and calls `reduce`.
+        """
+
+    def reduce(self, add: Callable[[Sequence[float]], list[float]]) -> None:
+        """Adds up over all ranks what the loss measured since the last step; called before `observe`.
+
+        add: numbers of this rank -> their sums over all ranks, in float64.
+        """
 
     def state_dict(self) -> dict[str, float | None]:
         """Plain numbers that a checkpoint must hold to go on exactly; empty for most losses."""

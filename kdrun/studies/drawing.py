@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from kdrun.analysis.curves import STYLES
@@ -47,7 +48,8 @@ def write_animation(animation: Animation, folder: Path) -> None:
         figure.set_dpi(FRAME_DPI)
         figure.canvas.draw()
         image = Image.frombytes("RGBA", figure.canvas.get_width_height(), bytes(figure.canvas.buffer_rgba()))
-        images.append(image.convert("RGB").quantize(64))
+        # by coverage: the median cut gives every colour to the greys of the letters, and a rare line changes its own
+        images.append(image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE))
     each = round(1000 / animation.frames_per_s)
     images[0].save(
         folder / f"{animation.name}.gif", save_all=True, append_images=images[1:], loop=0, optimize=True,
@@ -72,7 +74,8 @@ def draw(picture: Picture) -> Any:
         _draw_panel(axis, panel)
     for axis in axes[len(picture.panels) :]:
         axis.set_axis_off()
-    figure.suptitle(picture.title, fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
+    title = fill(picture.title, round(12 * columns * PANEL[0]))
+    figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
     if named:
         figure.legend(
             [_handle(curve) for curve in named.values()], list(named), loc="outside lower left", ncols=per_row,
@@ -123,7 +126,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
     else:
         axis.set_xlabel(panel.x_label, fontsize=9, color=INK, parse_math=False)
         axis.set_ylabel(panel.y_label, fontsize=9, color=INK, parse_math=False)
-        axis.tick_params(labelsize=8, color=INK, labelcolor=INK)
+        axis.tick_params(which="both", labelsize=8, color=INK, labelcolor=INK)
         axis.spines[["top", "right"]].set_visible(False)
         if panel.surface is None:
             axis.grid(color=INK, alpha=0.13, linewidth=0.6)

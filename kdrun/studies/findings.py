@@ -78,7 +78,7 @@ def as_text(findings: Findings, *, width: int = 100) -> str:
         ]
         blocks.append("\n".join(wrapped))
     counts = as_json(findings)["verdicts"]
-    blocks.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    blocks.append(", ".join(f"{verdict}: {count}" for verdict, count in counts.items() if count))
     return "\n\n".join(blocks)
 
 

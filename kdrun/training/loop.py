@@ -127,6 +127,7 @@ class Loop:
         sums = [0.0, 0.0, 0.0]
         probed: list[Metrics] = []
         self.objective.train()
+        self.loss.preview(lambda: self._preview(batches))
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.objective):
@@ -135,6 +136,7 @@ class Loop:
                 accelerator.backward(parts[0] * (accelerator.num_processes / max(num_tokens, 1)))
             sums = [total + float(part.detach()) for total, part in zip(sums, parts, strict=True)]
         total, cross_entropy, divergence = self._sum(sums)
+        self.loss.reduce(self._sum)
         limit = self.settings.clip_norm if self.settings.clip_norm is not None else math.inf
         grad_norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), limit))
         if not (math.isfinite(total) and math.isfinite(grad_norm)):
@@ -146,6 +148,15 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         share = objective.teacher_s / (time_on(accelerator.device) - start) if objective.teacher_s is not None else None
         return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed[0] if probed else {}, share)
+
+    def _preview(self, batches: Sequence[Batch]) -> None:
+        """The forward passes of a step for the loss alone, with the very dropout that the step will draw."""
+        device, accelerator = self.accelerator.device, self.accelerator
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), accelerator.no_sync(self.objective):
+            for batch in batches:
+                self.objective(batch, self.teacher)
+        self.loss.reduce(self._sum)
 
     def _batches(self, rows: np.ndarray) -> list[Batch]:
         """This rank's micro-batches; a rank without a row takes one with nothing scored, to stay in step."""

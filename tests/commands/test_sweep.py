@@ -1,10 +1,12 @@
 """A sweep is the train task many times: one folder a cell, one table at its end, a failing cell stops no other."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 
+from kdrun.cli import CONF
 from tests.conftest import SMALL, Kdrun, read_json, read_lines
 
 CELL = [*SMALL, "train.max_steps=2", "evaluate=false"]
@@ -34,9 +36,9 @@ def test_every_cell_is_a_run_of_its_own_with_its_mu(swept: tuple[Path, str]) -> 
     assert not any(made[1:])
 
 
-def test_cells_see_the_rows_in_one_order_and_a_typed_teacher_stays(kdrun: Kdrun, workspace: Path) -> None:
+def test_cells_see_the_rows_in_one_order_and_a_typed_teacher_stays(kdrun_here: Kdrun, workspace: Path) -> None:
     """With kd_ratio=0 mu does not act, so equal losses at every step say: the same rows in the same order."""
-    done = kdrun("sweep", "teacher=live", "loss=akl", "mu=0.3,0.7", "kd_ratio=0", *CELL, "train.max_steps=8",
+    done = kdrun_here("sweep", "teacher=live", "loss=akl", "mu=0.3,0.7", "kd_ratio=0", *CELL, "train.max_steps=8",
                  "train.log_every=1", "hydra.sweep.dir=outputs/sweep/order")  # fmt: skip
     assert "teacher=cached" not in done.stderr
     folder = workspace / "outputs" / "sweep" / "order"
@@ -55,8 +57,8 @@ def test_the_sweep_ends_with_its_table(swept: tuple[Path, str]) -> None:
     assert "0.700" in swept[1]
 
 
-def test_a_folder_that_holds_a_sweep_is_not_written_into(swept: tuple[Path, str], kdrun: Kdrun) -> None:
-    done = kdrun("sweep", "loss=akl", "mu=0.3", *CELL, "hydra.sweep.dir=outputs/sweep/mu", check=False)
+def test_a_folder_that_holds_a_sweep_is_not_written_into(swept: tuple[Path, str], kdrun_here: Kdrun) -> None:
+    done = kdrun_here("sweep", "loss=akl", "mu=0.3", *CELL, "hydra.sweep.dir=outputs/sweep/mu", check=False)
     assert done.returncode == 2
     assert "holds a sweep already" in done.stderr
     assert "resume=outputs/sweep/mu" in done.stderr
@@ -71,8 +73,8 @@ def test_compare_reads_a_sweep_directory_and_writes_csv(swept: tuple[Path, str],
     assert [row["loss.mu"] for row in rows[:3]] == ["0.3", "0.5", "0.7"]
 
 
-def test_a_cell_that_fails_does_not_stop_the_others(kdrun: Kdrun, workspace: Path) -> None:
-    done = kdrun("sweep", "loss=sft", "train.lr=1e30,1e-3", *CELL, "train.max_steps=30", "train.clip_norm=null",
+def test_a_cell_that_fails_does_not_stop_the_others(kdrun_here: Kdrun, workspace: Path) -> None:
+    done = kdrun_here("sweep", "loss=sft", "train.lr=1e30,1e-3", *CELL, "train.max_steps=30", "train.clip_norm=null",
                  "hydra.sweep.dir=outputs/sweep/lr", check=False)  # fmt: skip
     folder = workspace / "outputs" / "sweep" / "lr"
     assert done.returncode == 1
@@ -97,25 +99,32 @@ def test_the_joblib_launcher_runs_cells_in_parallel(kdrun: Kdrun, workspace: Pat
     assert [read_json(folder / str(i) / "run.json")["status"] for i in range(2)] == ["done", "done"]
 
 
-def test_the_first_run_that_needs_a_teacher_makes_it_and_the_second_takes_it(kdrun: Kdrun, workspace: Path) -> None:
+def test_the_first_run_that_needs_a_teacher_makes_it_and_the_second_takes_it(
+    kdrun_here: Kdrun, workspace: Path, tmp_path: Path
+) -> None:
     """A pair of a user's own, in a folder of the user's own, whose teacher is not there yet."""
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    fine_tuning = conf / "train" / "tiny_teacher.yaml"
+    fine_tuning.write_text(fine_tuning.read_text().replace("max_steps: 1400", "max_steps: 3"))
     pair = workspace / "pairs" / "pair"
     pair.mkdir(parents=True)
     (pair / "mini.yaml").write_text("defaults: [tiny]\nname: mini\nteacher_layers: 1\nvocab_size: 280\n")
     small = [word for word in CELL if not word.startswith(("pair.vocab", "pair.teacher"))]
     words = ["--config-dir", "pairs", "pair=mini", *small]
-    first = kdrun("train", *words, "pair.teacher_width=16", "hydra.run.dir=outputs/first")
+    first = kdrun_here("train", *words, "pair.teacher_width=16", "hydra.run.dir=outputs/first", conf=conf)
     assert "No teacher at outputs/teachers/mini-unicode yet" in first.stderr
     teacher = workspace / "outputs" / "teachers" / "mini-unicode"
     assert read_json(teacher / "run.json")["status"] == "done"
-    second = kdrun("train", *words, "pair.teacher_width=16", "hydra.run.dir=outputs/second")
+    assert read_json(teacher / "summary.json")["steps"] == 3
+    second = kdrun_here("train", *words, "pair.teacher_width=16", "hydra.run.dir=outputs/second", conf=conf)
     assert "No teacher" not in second.stderr
-    other = kdrun("train", *words, "pair.teacher_width=20", "hydra.run.dir=outputs/third", check=False)
+    other = kdrun_here("train", *words, "pair.teacher_width=20", "hydra.run.dir=outputs/third", check=False)
     assert other.returncode == 2
     assert "pair.teacher_width=20: the teacher at outputs/teachers/mini-unicode was made with" in other.stderr
 
 
-def test_a_users_own_loss_file_and_experiment_work(kdrun: Kdrun, workspace: Path) -> None:
+def test_a_users_own_loss_file_and_experiment_work(kdrun_here: Kdrun, workspace: Path) -> None:
     mine = workspace / "mine"
     (mine / "loss").mkdir(parents=True)
     (mine / "experiment").mkdir()
@@ -123,7 +132,7 @@ def test_a_users_own_loss_file_and_experiment_work(kdrun: Kdrun, workspace: Path
     (mine / "experiment" / "two.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /loss: gentle\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n"
     )
-    kdrun("sweep", "--config-dir", "mine", "experiment=two", *CELL, "hydra.sweep.dir=outputs/sweep/two")
+    kdrun_here("sweep", "--config-dir", "mine", "experiment=two", *CELL, "hydra.sweep.dir=outputs/sweep/two")
     configs = [(workspace / "outputs" / "sweep" / "two" / cell / "config.yaml").read_text() for cell in ("0", "1")]
     assert all("mu: 0.25" in config for config in configs)
     assert "seed: 1" in configs[0]

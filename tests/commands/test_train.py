@@ -287,6 +287,43 @@ def test_every_setting_of_a_training_runs(
     assert summary["valid/fkl"] >= 0
 
 
+def test_a_matched_gradient_is_logged_beside_the_true_divergence(
+    akl: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdrun.cli import CONF
+    from kdrun.launch import launch
+
+    monkeypatch.chdir(workspace)
+    words = ["loss=jsd", "beta=0.5", "match_grad_norm=true", *SMALL, "train.max_steps=2"]
+    launch("train", [*words, "evaluate=false", "hydra.run.dir=outputs/matched"], CONF)
+    first, second = (line for line in read_lines(workspace / "outputs/matched/metrics.jsonl") if "train/loss" in line)
+    assert first["train/grad_match"] == pytest.approx(1, abs=1e-5)
+    assert second["train/grad_match"] == pytest.approx(1, abs=0.5)
+    assert first["train/grad_factor"] > 2
+    assert first["train/divergence"] == pytest.approx(first["train/jsd"], rel=0.2), "jsd is that of the first 64 tokens"
+    mean = 0.5 * first["train/cross_entropy"] + 0.5 * first["train/divergence"]
+    assert first["train/loss"] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("loss=sft", "unknown key 'match_grad_norm': loss=sft does not take it"),
+        ("loss=fkl teacher=cached teacher.topk=8", "loss.match_grad_norm=true: teacher.topk=8 stores buckets"),
+    ],
+)
+def test_what_a_matched_gradient_cannot_serve_is_refused_in_one_line(words: str, said: str) -> None:
+    from kdrun.cli import CONF
+    from kdrun.compose import compose_cells
+    from kdrun.errors import UserError
+    from kdrun.words import read_flags
+
+    with pytest.raises(UserError) as caught:
+        compose_cells("train", [*words.split(), "loss.match_grad_norm=true"], read_flags([]), CONF)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_the_docstrings_train_too(akl: Path, kdrun: Kdrun) -> None:
     kdrun(

@@ -68,3 +68,15 @@ def test_base_ab_at_lam_zero_is_ab_at_its_defaults(random_logits):
 def test_parameters_out_of_range_are_refused(params):
     with pytest.raises(UserError, match=rf"loss\.{next(iter(params))}="):
         make_loss("amid", **params)
+
+
+@pytest.mark.parametrize("order", ["pr", "qr", "rp", "rq"])
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_both_ends_of_lam_can_be_trained_with(random_logits, lam, order):
+    """At lam = 1 order `pr` compares the teacher with itself: 0 with a gradient of 0, and no graph was made."""
+    student, teacher = random_logits(4, 30, seed=1).requires_grad_(), random_logits(4, 30, seed=2)
+    nats_N = make_loss("amid", lam=lam, order=order)(student, teacher)
+    nats_N.sum().backward()
+    same = {"pr", "rp"} if lam == 1 else {"qr", "rq"}
+    assert (student.grad.abs().max() > 1e-3) == (order not in same)
+    assert (nats_N.abs().max() > 1e-3) == (order not in same)

@@ -1,6 +1,7 @@
 """The canaries of the loop: alignment, one division, no update on a non-finite loss, states that move once a step."""
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from kdrun.data.batch import Batch, Group, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.scored import collate
-from kdrun.losses import LOSSES, Loss, make_loss
+from kdrun.losses import LOSSES, Loss, MatchedGradient, make_loss
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings, NonFiniteLoss
 from kdrun.training.objective import StudentObjective
@@ -151,6 +152,61 @@ def test_taids_t_moves_once_an_optimiser_step_whatever_the_micro_batches(
         states.append((loss.state_dict(), [metrics["t"] for metrics in logged]))
     assert states[0][1] == pytest.approx(states[1][1], rel=1e-6)
     assert len(set(states[0][1])) == 3, "t moves"
+
+
+def matched_run(student: Any, rows: EncodedSet, *, given: Any, steps: range = range(30), **settings: Any) -> list[dict]:
+    """Trains the student in place; the metrics of each step."""
+    loss = MatchedGradient(make_loss("jsd", beta=0.1))
+    if "state" in settings:
+        loss.load_state_dict(settings.pop("state"))
+    loop = make_loop(student, loss, rows, teacher=given, num_steps=steps.stop, **settings)
+    logged: list[dict] = []
+    loop.run(
+        start_step=steps.start, on_step=lambda step, metrics: logged.append(metrics | {"state": loss.state_dict()})
+    )
+    return logged
+
+
+def test_a_matched_gradient_does_not_depend_on_the_micro_batches(student: Any, teacher: Any, rows: EncodedSet) -> None:
+    """Three steps: the preview, the averages and the update."""
+    ends = []
+    for micro in (8, 4, 1, 3):
+        trained = copy.deepcopy(student)
+        logged = matched_run(trained, rows, given=teacher, steps=range(3), micro=micro)
+        ends.append((list(trained.parameters()), [metrics["grad_factor"] for metrics in logged]))
+    for parameters, factors in ends[1:]:
+        assert factors == pytest.approx(ends[0][1], rel=1e-9)
+        for value, expected in zip(parameters, ends[0][0], strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_first_step_matches_forward_kl_exactly_and_later_ones_nearly(
+    student: Any, teacher: Any, rows: EncodedSet
+) -> None:
+    """With dropout: the preview draws what the step draws, and takes nothing from the numbers after it."""
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    torch.manual_seed(3)
+    matched = [metrics["grad_match"] for metrics in matched_run(student, rows, given=teacher)]
+    drawn = torch.get_rng_state()
+    assert matched[0] == pytest.approx(1, rel=1e-6)
+    assert min(matched) > 0.8 and max(matched) < 1.2, matched
+    torch.manual_seed(3)
+    make_loop(student, make_loss("jsd"), rows, teacher=teacher, num_steps=30).run(start_step=0, on_step=lambda *_: None)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_resumed_run_with_matched_gradients_is_the_uninterrupted_one(
+    student: Any, teacher: Any, rows: EncodedSet
+) -> None:
+    resumed = copy.deepcopy(student)
+    whole = matched_run(student, rows, given=teacher, steps=range(6))
+    half = matched_run(resumed, rows, given=teacher, steps=range(3))
+    rest = matched_run(resumed, rows, given=teacher, steps=range(3, 6), state=json.loads(json.dumps(half[-1]["state"])))
+    assert [m["grad_factor"] for m in whole] == [m["grad_factor"] for m in half + rest]
+    for ours, expected in zip(resumed.parameters(), student.parameters(), strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_clipping_bounds_the_norm_of_the_whole_steps_gradient(student: Any, rows: EncodedSet) -> None:

@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) make the step of one: the same loss, gradient norm and weights, on both ranks."""
+"""Two processes (gloo, CPU) make the step of one: the same loss, gradient norm, weights and factor, on both ranks."""
 
 import json
 import os
@@ -14,22 +14,26 @@ import json, sys
 from accelerate import Accelerator
 import torch
 torch.set_num_threads(1)
-from kdrun.losses import make_loss
+from kdrun.losses import MatchedGradient, make_loss
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
 from tests.training.conftest import END, encoded, tiny
 
-student, teacher = tiny(1), tiny(2, width=16)
+teacher = tiny(2, width=16)
 settings = LoopSettings(num_steps=3, batch_size=5, micro_batch_size=2, seed=0, clip_norm=1.0,
                         learning_rate=lambda step: 0.1, log_every=1)
 accelerator = Accelerator(cpu=True)
-loop = Loop(StudentObjective(student, make_loss("akl"), kd_ratio=0.5), torch.optim.SGD(student.parameters(), lr=0.1),
-            encoded(16), settings, accelerator=accelerator, teacher=LiveTeacher(teacher, rows=None), pad_id=END)
-steps = [loop.step(i) for i in range(4)]  # the fourth has one row: a rank is left without any
-facts = {"rank": accelerator.process_index, "loss": [s.total for s in steps], "tokens": [s.num_tokens for s in steps],
-         "norm": [s.grad_norm for s in steps],
-         "weights": [float(p.double().pow(3).sum()) for p in student.parameters()]}
+facts = {"rank": accelerator.process_index, "loss": [], "tokens": [], "norm": [], "weights": [], "factor": []}
+for loss in (make_loss("akl"), MatchedGradient(make_loss("jsd", beta=0.1))):
+    student = tiny(1)
+    loop = Loop(StudentObjective(student, loss, kd_ratio=0.5), torch.optim.SGD(student.parameters(), lr=0.1),
+                encoded(16), settings, accelerator=accelerator, teacher=LiveTeacher(teacher, rows=None), pad_id=END)
+    for number in range(4):  # the fourth has one row: a rank is left without any
+        s = loop.step(number)
+        facts["loss"].append(s.total), facts["tokens"].append(s.num_tokens), facts["norm"].append(s.grad_norm)
+        facts["factor"].append(loss.observe(s.divergence, 0.0).get("grad_factor", 1.0))
+    facts["weights"] += [float(p.double().pow(3).sum()) for p in student.parameters()]
 open(sys.argv[1] + str(accelerator.process_index), "w").write(json.dumps(facts))
 """
 
@@ -63,6 +67,6 @@ def test_two_processes_make_the_step_of_one(tmp_path: Path) -> None:
     assert alone["tokens"][3] < min(alone["tokens"][:3])
     for rank in ranks:
         assert rank["tokens"] == alone["tokens"]
-        for key in ("loss", "norm", "weights"):
+        for key in ("loss", "norm", "weights", "factor"):
             assert rank[key] == pytest.approx(alone[key], rel=1e-6, abs=1e-9), key
     assert ranks[0]["weights"] == ranks[1]["weights"], "parameters are equal on both ranks"
