@@ -77,13 +77,10 @@ def kdrun(workspace: Path) -> Kdrun:
 
 
 @pytest.fixture
-def kdrun_here(workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Kdrun:
-    """Run a command in the workspace and in this process, for speed: the same words, the same code."""
-    monkeypatch.chdir(workspace)
+def run_here(capfd: pytest.CaptureFixture[str]) -> Kdrun:
+    """Run a command in this process, for speed: the same words, the same code."""
 
-    def run_here(
-        command: str, *words: str, check: bool = True, conf: Path | None = None
-    ) -> subprocess.CompletedProcess:
+    def run(command: str, *words: str, check: bool = True, conf: Path | None = None) -> subprocess.CompletedProcess:
         from kdrun.cli import CONF
         from kdrun.launch import launch
 
@@ -99,6 +96,13 @@ def kdrun_here(workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
         assert code == 0 or not check, err
         return subprocess.CompletedProcess(words, code, out, err)
 
+    return run
+
+
+@pytest.fixture
+def kdrun_here(workspace: Path, run_here: Kdrun, monkeypatch: pytest.MonkeyPatch) -> Kdrun:
+    """Run a command in this process and in the workspace."""
+    monkeypatch.chdir(workspace)
     return run_here
 
 

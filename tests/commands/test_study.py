@@ -67,6 +67,10 @@ def test_the_study_is_named_first(tmp_path: Path) -> None:
         "kdrun: study: say which first, one of gaussians, headtail, losses, rank, theory, toy; "
         "for example kdrun study toy\n"
     )
+    done = run_kdrun("study", "theory", "--strict", "study.tolerance=0", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (
+        2, "kdrun: study.tolerance=0: must be a number above 0; for example study.tolerance=1e-12\n"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("which", group_options(CONF, "study"))

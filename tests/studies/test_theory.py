@@ -12,11 +12,10 @@ from kdrun.cli import CONF
 from kdrun.compose import compose_cells
 from kdrun.losses import make_loss
 from kdrun.studies.findings import Findings
-from kdrun.studies.theory import study
-from kdrun.studies.theory_descent import Minimum, sgd_on_forward_kl
-from kdrun.studies.theory_pairs import Pairs, all_pairs, num_kinds
-from kdrun.studies.theory_smoothness import GapDraw, gap_draws, hessian_norms, hessians
-from kdrun.studies.theory_statements import (
+from kdrun.studies.theory.descent import Minimum, sgd_on_forward_kl
+from kdrun.studies.theory.pairs import Pairs, all_pairs, num_kinds
+from kdrun.studies.theory.smoothness import GapDraw, gap_draws, hessian_norms, hessians
+from kdrun.studies.theory.statements import (
     NEARLY_0,
     NEARLY_1,
     Statement,
@@ -31,7 +30,8 @@ from kdrun.studies.theory_statements import (
     signed_gaps,
     statements,
 )
-from kdrun.studies.theory_verdicts import (
+from kdrun.studies.theory.study import study
+from kdrun.studies.theory.verdicts import (
     Tally,
     dial_claim,
     head_gap_claim,
@@ -40,7 +40,7 @@ from kdrun.studies.theory_verdicts import (
     theorem_claim,
 )
 from kdrun.words import read_flags
-from tests.conftest import read_json, run_kdrun
+from tests.conftest import Kdrun, read_json
 
 SMALL = ["study.num_pairs=20", "study.num_classes=[2,30]", "study.scales=[1,16]", "study.num_starts=2"]
 TINY = ["study.num_pairs=4", "study.num_classes=[3]", "study.scales=[4]", "study.num_starts=1"]
@@ -106,12 +106,14 @@ def test_every_check_leaves_its_numbers(findings: Findings) -> None:
     ("words", "code", "said"),
     [
         (["study.tolerance=1e-30"], 1, "proven, and not so here: gradient_fkl"),
-        pytest.param([], 0, "", marks=pytest.mark.slow),
+        ([], 0, ""),
     ],
 )
-def test_strict_fails_only_when_a_proven_identity_does(words: list[str], code: int, said: str, tmp_path: Path) -> None:
+def test_strict_fails_only_when_a_proven_identity_does(
+    words: list[str], code: int, said: str, tmp_path: Path, run_here: Kdrun
+) -> None:
     run = tmp_path / "run"
-    done = run_kdrun("study", "theory", "--strict", *TINY, *words, f"hydra.run.dir={run}", cwd=tmp_path, check=False)
+    done = run_here("study", "study=theory", "strict=true", *TINY, *words, f"hydra.run.dir={run}", check=False)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert ("proven, and not so here" in done.stderr) is bool(said)

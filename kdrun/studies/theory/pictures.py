@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from kdrun.studies.contenders import label_of
 from kdrun.studies.pictures import Curve, Panel, Picture
-from kdrun.studies.theory_descent import Descent
-from kdrun.studies.theory_smoothness import HESSIAN_CLASSES, TOTAL_GAP, GapDraw
+from kdrun.studies.theory.descent import Descent
+from kdrun.studies.theory.smoothness import HESSIAN_CLASSES, TOTAL_GAP, GapDraw
 
 Points = Mapping[int, Sequence[tuple[float, float]]]  # number of classes -> (bound, gradient norm)
 LEAST_GAP = 1e-4  # smaller ones are left out of the picture

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdrun.losses import make_loss
 from kdrun.studies.fit import fit
-from kdrun.studies.theory_pairs import normal
+from kdrun.studies.theory.pairs import normal
 
 SMOOTHNESS = 0.5  # L: forward KL's Hessian diag(q) - q q' has no eigenvalue above 1/2
 STEP_SIZES = (0.1, 1.0, 2.0)  # gamma; the theorem wants at most 1 / L = 2

@@ -17,7 +17,7 @@ from kdrun.losses import Loss, divergence_diagnostics, make_loss
 from kdrun.losses.akl import Akl
 from kdrun.losses.head import HEAD_RULES, head_and_tail_gaps, head_share, head_weight
 from kdrun.losses.interface import log_softmax, nats_and_gradient
-from kdrun.studies.theory_pairs import Pairs
+from kdrun.studies.theory.pairs import Pairs
 
 ZHONG, AKL_PAPER = "Zhong 2025", "AKL paper"
 MUS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from kdrun.studies.findings import Claim, Findings, Table
-from kdrun.studies.theory_descent import STEP_SIZES, minima, num_minima, sgd_on_forward_kl
-from kdrun.studies.theory_pairs import all_pairs, num_kinds
-from kdrun.studies.theory_pictures import bounds_picture, head_gap_picture, smoothness_picture, theorem_picture
-from kdrun.studies.theory_smoothness import NUM_DRAWS, GapDraw, gap_draws, hessian_norms
-from kdrun.studies.theory_statements import (
+from kdrun.studies.theory.descent import STEP_SIZES, minima, num_minima, sgd_on_forward_kl
+from kdrun.studies.theory.pairs import all_pairs, num_kinds
+from kdrun.studies.theory.pictures import bounds_picture, head_gap_picture, smoothness_picture, theorem_picture
+from kdrun.studies.theory.smoothness import NUM_DRAWS, GapDraw, gap_draws, hessian_norms
+from kdrun.studies.theory.statements import (
     NEARLY_0,
     NEARLY_1,
     STATIONARY,
@@ -27,7 +27,7 @@ from kdrun.studies.theory_statements import (
     statements,
     wide_enough,
 )
-from kdrun.studies.theory_verdicts import (
+from kdrun.studies.theory.verdicts import (
     Tally,
     dial_claim,
     further_rows,

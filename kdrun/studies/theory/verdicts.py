@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kdrun.studies.contenders import label_of
 from kdrun.studies.findings import Claim, Table, holds
-from kdrun.studies.theory_descent import NUM_RUNS, NUM_TEACHERS, SGD_CLASSES, START_CLASSES, Descent, Minimum
-from kdrun.studies.theory_pairs import Pairs
-from kdrun.studies.theory_smoothness import GAP_CLASSES, HESSIAN_CLASSES, GapDraw
-from kdrun.studies.theory_statements import AKL_PAPER, NEARLY_0, NEARLY_1, ZHONG, Statement
+from kdrun.studies.theory.descent import NUM_RUNS, NUM_TEACHERS, SGD_CLASSES, START_CLASSES, Descent, Minimum
+from kdrun.studies.theory.pairs import Pairs
+from kdrun.studies.theory.smoothness import GAP_CLASSES, HESSIAN_CLASSES, GapDraw
+from kdrun.studies.theory.statements import AKL_PAPER, NEARLY_0, NEARLY_1, ZHONG, Statement
 
 RATIO_FROM = 1e-9  # left / right is not told where right is mere rounding
 FORWARD_BOUND = 0.5  # of forward KL's Hessian norm

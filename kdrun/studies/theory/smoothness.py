@@ -14,8 +14,8 @@ from torch import Tensor
 from kdrun.losses import Loss, make_loss
 from kdrun.losses.head import head_and_tail_gaps
 from kdrun.losses.interface import log_softmax
-from kdrun.studies.theory_pairs import Pairs, normal
-from kdrun.studies.theory_statements import forward_gradient, signed_gaps
+from kdrun.studies.theory.pairs import Pairs, normal
+from kdrun.studies.theory.statements import forward_gradient, signed_gaps
 
 SMOOTH = ("fkl", "rkl", "jsd")
 HESSIAN_CLASSES = 10
