@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from kdrun.studies.findings import Claim, Verdict, holds
@@ -95,8 +95,8 @@ def mode_claims(ends: Sequence[End], teacher_means: Sequence[float], teacher_sig
         ),
         Claim(
             "reverse_seeks", "Under reverse KL one Gaussian settles on one of the two modes.", BLOG,
-            f"of {len(reverse)} starts {counts['left mode']} end on the left mode, {counts['right mode']} on the right, "
-            f"{counts['both modes']} over both; {nearest} of {len(lone)} on the mode nearer to their start",
+            f"of {len(reverse)} starts {counts['left mode']} end on the left mode, {counts['right mode']} on the "
+            f"right, {counts['both modes']} over both; {nearest} of {len(lone)} on the mode nearer to their start",
             "one mode only within 2 sigmas of the student's mean, from every start",
             seeks, where,
         ),
@@ -121,7 +121,7 @@ def covering_claims(ends: Sequence[End]) -> tuple[Claim, ...]:
         )
     return (
         Claim(
-            "only_modes_rest", "A student over both modes is not at rest under reverse KL: given time it leaves for one.",
+            "only_modes_rest", "Over both modes a student is not at rest under reverse KL: in time it leaves for one.",
             f"{BLOG}, read strictly", measured,
             f"contradicted by a local minimum over both modes: gradient below {STILL:g}, least curvature above 0; "
             "doubtful where the gradient is larger",
@@ -160,7 +160,7 @@ def distance_claim(separations: Sequence[Separation], distance: float) -> Claim:
 def turning_distance(separations: Sequence[Separation]) -> float:
     """The distance, between two neighbours, where the mode becomes the better place; the first one if it always is."""
     ahead = [(each.distance, each.nats_over_both - each.nats_on_mode) for each in separations if each.two_places]
-    for (near, loss), (far, gain) in zip(ahead, ahead[1:], strict=False):
+    for (near, loss), (far, gain) in pairwise(ahead):
         if loss <= 0 < gain:
             return near + (far - near) * -loss / (gain - loss)
     return ahead[0][0]
@@ -196,13 +196,13 @@ def pair_claims(pairs: Sequence[Pair], near: float) -> tuple[Claim, ...]:
     )  # fmt: skip
 
 
-def _over_starts(rows: Sequence[End] | Sequence[Pair], good: Sequence[bool]) -> tuple[Verdict, str]:
+def _over_starts(rows: Sequence[End | Pair], good: Sequence[bool]) -> tuple[Verdict, str]:
     """The verdict of a statement about every start, and the starts of which it is true if they are some."""
     if all(good) or not any(good):
         return holds(all(good)), ""
     places, none = [], []
-    for sigma, group in groupby(zip(rows, good, strict=True), key=lambda pair: pair[0].start_sigma):
-        members = sorted((_place(row), fine) for row, fine in group)
+    for sigma in sorted({row.start_sigma for row in rows}):
+        members = sorted((_place(row), fine) for row, fine in zip(rows, good, strict=True) if row.start_sigma == sigma)
         runs = [[place for place, _ in run] for fine, run in groupby(members, key=lambda pair: pair[1]) if fine]
         spans = " or ".join(f"{run[0]:g}" if len(run) == 1 else f"{run[0]:g} to {run[-1]:g}" for run in runs)
         if spans:

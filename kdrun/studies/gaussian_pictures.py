@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,67 +14,58 @@ from kdrun.studies.pictures import Animation, Curve, Panel, Picture
 
 Grid = Sequence[tuple[float, float]]  # (sigma, mean or half gap) of the starts
 FRAMES = 48
-LINE = {"x_label": "x", "y_label": "density (1 / unit of x)", "x_limits": (-REACH, REACH)}
 
 
-def densities_picture(
-    named: Sequence[Contender], singles: Mapping[str, Path], teacher_V: Tensor, grid: Grid, shown: Sequence[int]
-) -> Picture:
+@dataclass(frozen=True)
+class Fits:
+    """The fits of one and of two Gaussians, by the label of their loss, from the starts of two grids.
+
+    one, two: the rows of the grids that are shown step by step.
+    """
+
+    named: Sequence[Contender]
+    teacher_V: Tensor
+    singles: Mapping[str, Path]
+    couples: Mapping[str, Path]
+    grid: Grid
+    gaps: Grid
+    one: int
+    two: int
+
+    @property
+    def num_steps(self) -> int:
+        """Updates from start to end."""
+        return len(next(iter(self.singles.values())).tvd_SN) - 1
+
+
+def densities_picture(fits: Fits, rows: Sequence[int]) -> Picture:
     """Where one Gaussian ends, a panel a start."""
     panels = [
-        _densities(f"Started at mean {grid[row][1]:g}, sigma {grid[row][0]:g}", named, singles, teacher_V, -1, row)
-        for row in shown
-    ]
-    return Picture(
-        "one_gaussian", "One Gaussian fitted to two: the ends, from one start for each end of reverse KL",
-        _same_height(panels), columns=3,
-    )  # fmt: skip
-
-
-def steps_picture(
-    named: Sequence[Contender],
-    singles: Mapping[str, Path],
-    couples: Mapping[str, Path],
-    teacher_V: Tensor,
-    grid: Grid,
-    gaps: Grid,
-    rows: tuple[int, int],
-) -> Picture:
-    """Four moments of the fit of one Gaussian and of two; rows: the start of each."""
-    last = len(next(iter(singles.values())).tvd_SN) - 1
-    steps = [round(last * share) for share in (0, 1 / 30, 1 / 10, 1)]
-    one = [_densities(f"One Gaussian, {step} steps", named, singles, teacher_V, step, rows[0]) for step in steps]
-    two = [_densities(f"Two Gaussians, {step} steps", named, couples, teacher_V, step, rows[1]) for step in steps]
-    return Picture(
-        "steps",
-        f"The fit step by step: one Gaussian from mean {grid[rows[0]][1]:g}, two from +-{gaps[rows[1]][1]:g}",
-        (*_same_height(one), *_same_height(two)),
-        columns=4,
-    )
-
-
-def fit_animation(
-    named: Sequence[Contender],
-    singles: Mapping[str, Path],
-    couples: Mapping[str, Path],
-    teacher_V: Tensor,
-    grid: Grid,
-    gaps: Grid,
-    rows: tuple[int, int],
-) -> Animation:
-    """The same fits in at most 48 frames, close together at the start."""
-    last = len(next(iter(singles.values())).tvd_SN) - 1
-    steps = sorted({round(last * (frame / (FRAMES - 1)) ** 2) for frame in range(FRAMES)})
-    columns = [
-        _same_height([_densities(words, named, paths, teacher_V, step, row) for step in steps])
-        for words, paths, row in (
-            (f"One Gaussian from mean {grid[rows[0]][1]:g}", singles, rows[0]),
-            (f"Two Gaussians from +-{gaps[rows[1]][1]:g}", couples, rows[1]),
+        _densities(
+            fits, f"Started at mean {fits.grid[row][1]:g}, sigma {fits.grid[row][0]:g}", paths=fits.singles, row=row
         )
+        for row in rows
     ]
+    title = "One Gaussian fitted to two: where it ends, from a start for each end of reverse KL"
+    return Picture("one_gaussian", title, _same_height(panels), columns=3)
+
+
+def steps_picture(fits: Fits) -> Picture:
+    """Four moments of the fit of one Gaussian and of two."""
+    steps = [round(fits.num_steps * share) for share in (0, 1 / 30, 1 / 10, 1)]
+    mean, half_gap = fits.grid[fits.one][1], fits.gaps[fits.two][1]
+    title = f"The fit step by step: one Gaussian from mean {mean:g}, two from +-{half_gap:g}"
+    one, two = _columns(fits, steps, ("One Gaussian, {} steps", "Two Gaussians, {} steps"))
+    return Picture("steps", title, (*one, *two), columns=4)
+
+
+def fit_animation(fits: Fits) -> Animation:
+    """The same fits in at most 48 frames, close together at the start."""
+    steps = sorted({round(fits.num_steps * (frame / (FRAMES - 1)) ** 2) for frame in range(FRAMES)})
+    words = (f"One Gaussian from mean {fits.grid[fits.one][1]:g}", f"Two Gaussians from +-{fits.gaps[fits.two][1]:g}")
     frames = [
         Picture(f"fit-{step}", f"Fitted to two modes: {step} steps", panels)
-        for step, *panels in zip(steps, *columns, strict=True)
+        for step, panels in zip(steps, zip(*_columns(fits, steps, words), strict=True), strict=True)
     ]
     return Animation("fit", tuple(frames))
 
@@ -100,11 +92,9 @@ def starts_picture(named: Sequence[Contender], ends: Sequence[End]) -> Picture:
                     "mean at the end" if what == "mean" else "loss at the end (nats)",
                     tuple(curves),
                     y_limits=(min(values) - margin, max(values) + margin),
-                )  # fmt: skip
+                )
             )
-    return Picture(
-        "starts", "Where one Gaussian ends, against where it starts", tuple(panels), columns=len(sigmas)
-    )  # fmt: skip
+    return Picture("starts", "Where one Gaussian ends, against where it starts", tuple(panels), columns=len(sigmas))
 
 
 def distance_picture(separations: Sequence[Separation], distance: float) -> Picture:
@@ -113,23 +103,27 @@ def distance_picture(separations: Sequence[Separation], distance: float) -> Pict
     apart = [each for each in separations if each.two_places]
     here = (("this teacher", distance),)
     values = Panel(
-        "Its value at its two places of rest", "distance of the modes (their sigmas)",
+        "Its value at its two places of rest",
+        "distance of the modes (their sigmas)",
         "reverse KL (nats)",
         (
             Curve("resting over both modes", at, [each.nats_over_both for each in separations], look=0),
-            Curve("resting on one mode", [each.distance for each in apart], [each.nats_on_mode for each in apart], look=1),
+            Curve("resting on one mode", [e.distance for e in apart], [e.nats_on_mode for e in apart], look=1),
         ),
         marks=here,
-    )  # fmt: skip
+    )
     curvature = Panel(
-        "Its curvature over both modes", "distance of the modes (their sigmas)",
+        "Its curvature over both modes",
+        "distance of the modes (their sigmas)",
         "least eigenvalue (nats)",
         (Curve("resting over both modes", at, [each.curvature_over_both for each in separations], look=0),),
-        y_limits=(min(0.0, *(1.1 * each.curvature_over_both for each in separations)),
-                  max(1.1 * each.curvature_over_both for each in separations)),
+        y_limits=(
+            min(0.0, *(1.1 * each.curvature_over_both for each in separations)),
+            max(1.1 * each.curvature_over_both for each in separations),
+        ),
         levels=(("no minimum below", 0.0),),
         marks=here,
-    )  # fmt: skip
+    )
     return Picture("distance", "Where reverse KL lets one Gaussian rest", (values, curvature))
 
 
@@ -152,30 +146,35 @@ def pairs_picture(named: Sequence[Contender], pairs: Sequence[Pair], near: float
                 tuple(curves),
                 log_y=True,
                 y_limits=limits,
-            )  # fmt: skip
+            )
         )
     return Picture(
-        "two_gaussians", "Two Gaussians fitted to two: how long each loss takes, against the start",
-        tuple(panels), columns=3,
-    )  # fmt: skip
+        "two_gaussians",
+        "Two Gaussians fitted to two: how long each loss takes, against the start",
+        tuple(panels),
+        columns=3,
+    )
 
 
 def _curve(contender: Contender, x: Sequence[float], y: Sequence[float], kind: str = "line") -> Curve:
     return Curve(contender.label, x, y, contender.look, kind="points" if kind == "points" else "line")
 
 
-def _densities(
-    title: str, named: Sequence[Contender], paths: Mapping[str, Path], teacher_V: Tensor, step: int, row: int
-) -> Panel:
+def _columns(fits: Fits, steps: Sequence[int], titles: tuple[str, str]) -> list[tuple[Panel, ...]]:
+    return [
+        _same_height([_densities(fits, title.format(step), paths=paths, row=row, step=step) for step in steps])
+        for title, paths, row in zip(titles, (fits.singles, fits.couples), (fits.one, fits.two), strict=True)
+    ]
+
+
+def _densities(fits: Fits, title: str, *, paths: Mapping[str, Path], row: int, step: int = -1) -> Panel:
     x = points_V().tolist()
-    curves = [Curve("teacher", x, density_V(teacher_V).tolist())]
-    curves += [_curve(each, x, paths[each.label].density_V(step, row).tolist()) for each in named]
-    return Panel(title, curves=tuple(curves), **LINE)  # type: ignore[arg-type]  # a dict of mixed values
+    curves = [Curve("teacher", x, density_V(fits.teacher_V).tolist())]
+    curves += [_curve(each, x, paths[each.label].density_V(step, row).tolist()) for each in fits.named]
+    return Panel(title, "x", "density (1 / unit of x)", tuple(curves), x_limits=(-REACH, REACH))
 
 
 def _same_height(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     """The panels with one scale of densities, so that eyes can compare them."""
-    from dataclasses import replace
-
     top = 1.05 * max(max(curve.y) for panel in panels for curve in panel.curves)
     return tuple(replace(panel, y_limits=(0, top)) for panel in panels)

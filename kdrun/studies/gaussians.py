@@ -6,6 +6,7 @@ Shapes: as in gaussian_fits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -14,12 +15,24 @@ from torch import Tensor
 from kdrun.studies.contenders import Spec, contenders
 from kdrun.studies.findings import Findings
 from kdrun.studies.gaussian_claims import (
-    End, Pair, Separation, covering_claims, distance_claim, mode_claims, pair_claims,
-)  # fmt: skip
+    End,
+    Pair,
+    Separation,
+    covering_claims,
+    distance_claim,
+    mode_claims,
+    pair_claims,
+)
 from kdrun.studies.gaussian_fits import fit_gaussians, log_density_NV, nats, stillness
 from kdrun.studies.gaussian_pictures import (
-    densities_picture, distance_picture, fit_animation, pairs_picture, starts_picture, steps_picture,
-)  # fmt: skip
+    Fits,
+    densities_picture,
+    distance_picture,
+    fit_animation,
+    pairs_picture,
+    starts_picture,
+    steps_picture,
+)
 
 # Distances of the teacher's modes in its sigmas, for the question of when a mode is the better place.
 DISTANCES = [2 + step / 4 for step in range(25)]
@@ -44,14 +57,14 @@ def study(
     named = contenders(losses)
     teacher_V = _mixture_V(teacher_means, teacher_sigma)
     advance = begin(2 * len(named) + 1)
-    how = {"learning_rate": learning_rate, "num_steps": num_steps}
+    fitted = partial(fit_gaussians, learning_rate=learning_rate, num_steps=num_steps)
 
     singles, ends = {}, []
     grid = list(product(start_sigmas, start_means))
     start_sigmas_N1, start_means_N1 = torch.tensor(grid, dtype=torch.float64).T[:, :, None]
     teacher_NV = teacher_V.expand(len(grid), -1)
     for contender in named:
-        path = fit_gaussians(contender.loss(), start_means_N1, start_sigmas_N1, teacher_NV, **how)
+        path = fitted(contender.loss(), start_means_N1, start_sigmas_N1, teacher_NV)
         singles[contender.label] = path
         for row, value in enumerate(nats(contender.loss(), path, teacher_NV)):
             mean, sigma = float(path.means_SNK[-1, row, 0]), float(path.sigmas_SNK[-1, row, 0])
@@ -65,9 +78,7 @@ def study(
     start_means_N2 = torch.tensor([(-gap, gap) for _, gap in gaps], dtype=torch.float64)
     start_sigmas_N2 = torch.tensor([(sigma, sigma) for sigma, _ in gaps], dtype=torch.float64)
     for contender in named:
-        path = fit_gaussians(
-            contender.loss(), start_means_N2, start_sigmas_N2, teacher_V.expand(len(gaps), -1), **how
-        )  # fmt: skip
+        path = fitted(contender.loss(), start_means_N2, start_sigmas_N2, teacher_V.expand(len(gaps), -1))
         couples[contender.label] = path
         reached = path.steps_below(near)
         pairs += [
@@ -79,11 +90,13 @@ def study(
     advance(1)
     shown = _one_start_a_state(ends)
     chosen = min(range(len(gaps)), key=lambda row: abs(gaps[row][0] - 1) + abs(gaps[row][1] - 0.5))
+    fits = Fits(named, teacher_V, singles, couples, grid, gaps, one=shown[0], two=chosen)
+    distance = (teacher_means[1] - teacher_means[0]) / teacher_sigma
     return Findings(
         claims=(
             *mode_claims(ends, teacher_means, teacher_sigma),
             *covering_claims(ends),
-            distance_claim(separations, abs(teacher_means[1] - teacher_means[0]) / teacher_sigma),
+            distance_claim(separations, distance),
             *pair_claims(pairs, near),
         ),
         tables={
@@ -92,13 +105,13 @@ def study(
             "distance": [separation.row() for separation in separations],
         },
         pictures=(
-            densities_picture(named, singles, teacher_V, grid, shown),
-            steps_picture(named, singles, couples, teacher_V, grid, gaps, (shown[0], chosen)),
+            densities_picture(fits, shown),
+            steps_picture(fits),
             starts_picture(named, ends),
-            distance_picture(separations, abs(teacher_means[1] - teacher_means[0]) / teacher_sigma),
+            distance_picture(separations, distance),
             pairs_picture(named, pairs, near),
         ),
-        animations=(fit_animation(named, singles, couples, teacher_V, grid, gaps, (shown[0], chosen)),),
+        animations=(fit_animation(fits),),
     )
 
 
