@@ -37,7 +37,7 @@ from kdrun.studies.gaussian_pictures import (
 # Distances of the teacher's modes in its sigmas, for the question of when a mode is the better place.
 DISTANCES = [2 + step / 4 for step in range(25)]
 DISTANCE_SIGMA = 0.8  # the widest teacher, 6.4 between the modes, stays within the line
-DISTANCE_RATE, DISTANCE_STEPS = 0.1, 1000  # Adam's rate and eps: plain descent once gradients are below it
+DISTANCE_RATE, DISTANCE_STEPS = 0.1, 400  # Adam's rate and eps: plain descent once gradients are below it
 
 
 def study(

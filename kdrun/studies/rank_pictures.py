@@ -21,7 +21,7 @@ START = "standard deviation of the start's weights"
 
 
 def rank_picture(named: Sequence[Contender], courses: Sequence[Course], ranks: Sequence[int], what: str) -> Picture:
-    """A distance against steps for every loss, a panel a rank, from one start; pale: least to largest seed."""
+    """A distance against steps, a panel a rank, from one start; geometric mean of the seeds, all in pale."""
     std = courses[0].init_std
     tops = [float(course.distances[what].max()) for course in courses]
     lows = [float(course.distances[what].min()) for course in courses]
@@ -32,7 +32,7 @@ def rank_picture(named: Sequence[Contender], courses: Sequence[Course], ranks: S
             values_LS = course.distances[what][:, :, r]
             band = values_LS.amin(1).tolist(), values_LS.amax(1).tolist()
             curves.append(
-                Curve(contender.label, course.steps, values_LS.mean(1).tolist(), contender.look, band=band)
+                Curve(contender.label, course.steps, values_LS.log().mean(1).exp().tolist(), contender.look, band=band)
             )  # fmt: skip
         panels.append(
             Panel(
@@ -41,7 +41,7 @@ def rank_picture(named: Sequence[Contender], courses: Sequence[Course], ranks: S
             )
         )  # fmt: skip
     return Picture(
-        f"{what}_from_{std:g}", f"{NAMES[what]}, student and teacher: students started from N(0, {std:g}^2)",
+        f"{what}_from_{std:g}", f"{NAMES[what]}, student and teacher: starts of standard deviation {std:g}",
         tuple(panels), columns=3,
     )  # fmt: skip
 
@@ -59,10 +59,12 @@ def order_picture(reverse: Sequence[Mapping[str, Any]]) -> Picture:
         panels.append(
             Panel(
                 name, START, "mean of ln(RKL's / FKL's distance)", tuple(curves), log_x=True,
-                levels=(("FKL ahead above, RKL below", 0.0),),
+                levels=(("", 0.0),),
             )
         )  # fmt: skip
-    return Picture("order", "Whether forward or reverse KL is faster turns with the spread of the start", tuple(panels))
+    return Picture(
+        "order", "Forward against reverse KL by the spread of the start: above 0 FKL is faster", tuple(panels)
+    )
 
 
 def others_picture(named: Sequence[Contender], ahead: Sequence[Mapping[str, Any]]) -> Picture:
@@ -76,5 +78,7 @@ def others_picture(named: Sequence[Contender], ahead: Sequence[Mapping[str, Any]
             means = [fmean(row["ahead"] for row in rows if row["init_std"] == std) for std in at]
             if rows:
                 curves.append(Curve(contender.label, at, means, contender.look))
-        panels.append(Panel(name, START, AHEAD, tuple(curves), log_x=True, levels=(("FKL; faster below", 0.0),)))
-    return Picture("others", "Every loss against forward KL: the mean over ranks and seeds", tuple(panels))
+        panels.append(Panel(name, START, AHEAD, tuple(curves), log_x=True, levels=(("", 0.0),)))
+    return Picture(
+        "others", "Every loss against FKL, mean over ranks and seeds: below 0 the loss is faster", tuple(panels)
+    )

@@ -99,8 +99,10 @@ def test_the_saved_student_loads_as_any_hugging_face_model(akl: Path) -> None:
     assert tokenizer("text")["input_ids"]
 
 
-def test_the_same_command_twice_gives_the_same_student_bit_for_bit(akl: Path, kdrun: Kdrun) -> None:
-    kdrun("train", "loss=akl", "mu=0.5", *SMALL, "train.max_steps=6", "evaluate=false", "hydra.run.dir=outputs/again")
+def test_the_same_command_twice_gives_the_same_student_bit_for_bit(akl: Path, kdrun_here: Kdrun) -> None:
+    kdrun_here(
+        "train", "loss=akl", "mu=0.5", *SMALL, "train.max_steps=6", "evaluate=false", "hydra.run.dir=outputs/again"
+    )
     assert weights(akl.parent / "again") == weights(akl)
 
 
@@ -136,8 +138,8 @@ def test_a_run_stopped_half_way_and_resumed_ends_like_the_uninterrupted_one(
     assert ours[-1] == whole[-1]
 
 
-def test_resuming_with_another_config_is_refused_naming_the_key(akl: Path, kdrun: Kdrun) -> None:
-    done = kdrun("train", "resume=outputs/akl", check=False)
+def test_resuming_with_another_config_is_refused_naming_the_key(akl: Path, kdrun_here: Kdrun) -> None:
+    done = kdrun_here("train", "resume=outputs/akl", check=False)
     assert done.returncode == 2
     assert "is done" in done.stderr
     changed = akl.parent / "changed"
@@ -145,13 +147,13 @@ def test_resuming_with_another_config_is_refused_naming_the_key(akl: Path, kdrun
     record = read_json(akl / "run.json") | {"status": "interrupted"}
     (changed / "run.json").write_text(json.dumps(record))
     (changed / "config.yaml").write_text((akl / "config.yaml").read_text().replace("lr: 0.003", "lr: 0.001"))
-    done = kdrun("train", "resume=outputs/changed", check=False)
+    done = kdrun_here("train", "resume=outputs/changed", check=False)
     assert done.returncode == 2
     assert "train.lr=0.001, now train.lr=0.003" in done.stderr
 
 
-def test_training_further_from_a_done_run_is_asked_for_by_name(akl: Path, kdrun: Kdrun, workspace: Path) -> None:
-    kdrun(
+def test_training_further_from_a_done_run_is_asked_for_by_name(akl: Path, kdrun_here: Kdrun, workspace: Path) -> None:
+    kdrun_here(
         "train",
         "loss=sft",
         *SMALL,
@@ -160,7 +162,7 @@ def test_training_further_from_a_done_run_is_asked_for_by_name(akl: Path, kdrun:
         "evaluate=false",
         "hydra.run.dir=outputs/more",
     )
-    kdrun("train", "resume=outputs/more", "train.max_steps=4")
+    kdrun_here("train", "resume=outputs/more", "train.max_steps=4")
     folder = workspace / "outputs" / "more"
     assert read_json(folder / "summary.json")["steps"] == 4
     assert read_json(folder / "run.json")["resumed_from_step"] == 2
@@ -185,8 +187,8 @@ def test_every_loss_trains_through_the_command(loss: str, workspace: Path, monke
     assert summary["valid/fkl"] >= 0
 
 
-def test_a_student_starts_from_the_student_of_a_run(akl: Path, kdrun: Kdrun, workspace: Path) -> None:
-    kdrun(
+def test_a_student_starts_from_the_student_of_a_run(akl: Path, kdrun_here: Kdrun, workspace: Path) -> None:
+    kdrun_here(
         "train", "loss=fkl", "pair.student=outputs/akl", *SMALL, "train.max_steps=1", "train.lr=1e-12",
         "evaluate=false",
         "hydra.run.dir=outputs/onward",
@@ -195,7 +197,7 @@ def test_a_student_starts_from_the_student_of_a_run(akl: Path, kdrun: Kdrun, wor
     assert first["valid/nll"] == pytest.approx(read_json(akl / "summary.json")["valid/nll"], rel=1e-5)
 
 
-def test_two_checkpoints_of_any_architecture_are_a_pair(workspace: Path, kdrun: Kdrun) -> None:
+def test_two_checkpoints_of_any_architecture_are_a_pair(workspace: Path, kdrun_here: Kdrun) -> None:
     """pair.teacher=PATH pair.student=PATH: LLaMA teacher and student, untied heads padded to different widths."""
     import transformers as hf
 
@@ -208,7 +210,7 @@ def test_two_checkpoints_of_any_architecture_are_a_pair(workspace: Path, kdrun: 
         hf.LlamaForCausalLM(config).save_pretrained(workspace / "llama" / role)
         tokenizer.save_pretrained(workspace / "llama" / role)
     small = [word for word in SMALL if not word.startswith("pair.")]
-    kdrun(
+    kdrun_here(
         "train", "pair=gpt2", "pair.teacher=llama/teacher", "pair.student=llama/student", "data=unicode", "train=tiny",
         "loss=jsd", *small, "train.max_steps=2", "hydra.run.dir=outputs/llama",
     )  # fmt: skip
@@ -216,9 +218,9 @@ def test_two_checkpoints_of_any_architecture_are_a_pair(workspace: Path, kdrun: 
     assert read_json(workspace / "outputs/llama/summary.json")["eval/fkl"] > 0
 
 
-def test_a_mistake_found_in_the_run_is_one_line_and_recorded(akl: Path, kdrun: Kdrun, workspace: Path) -> None:
+def test_a_mistake_found_in_the_run_is_one_line_and_recorded(akl: Path, kdrun_here: Kdrun, workspace: Path) -> None:
     words = ["pair.teacher=outputs/akl", "data.max_prompt_tokens=3", "hydra.run.dir=outputs/mistake"]
-    done = kdrun("train", "loss=sft", *SMALL, *words, check=False)
+    done = kdrun_here("train", "loss=sft", *SMALL, *words, check=False)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert lines[-1].startswith("kdrun: data.max_prompt_tokens=3: ")
@@ -325,8 +327,8 @@ def test_what_a_matched_gradient_cannot_serve_is_refused_in_one_line(words: str,
 
 
 @pytest.mark.slow
-def test_the_docstrings_train_too(akl: Path, kdrun: Kdrun) -> None:
-    kdrun(
+def test_the_docstrings_train_too(akl: Path, kdrun_here: Kdrun) -> None:
+    kdrun_here(
         "train", "loss=fkl", "data=docstrings", "data.max_tokens=96", "data.max_prompt_tokens=64",
         "data.overlong=truncate", "pair.teacher=outputs/akl", *SMALL, "train.max_steps=2",
         "hydra.run.dir=outputs/docstrings",
@@ -334,9 +336,11 @@ def test_the_docstrings_train_too(akl: Path, kdrun: Kdrun) -> None:
     assert read_json(akl.parent / "docstrings" / "summary.json")["eval/fkl"] > 0
 
 
-def test_texts_that_would_overrun_the_model_are_refused_before_the_first_step(kdrun: Kdrun, workspace: Path) -> None:
+def test_texts_that_would_overrun_the_model_are_refused_before_the_first_step(
+    kdrun_here: Kdrun, workspace: Path
+) -> None:
     """Not at the end of a training that took days."""
-    done = kdrun("train", "loss=sft", *SMALL, "train.watch_teacher=false", "eval.max_new_tokens=2000",
+    done = kdrun_here("train", "loss=sft", *SMALL, "train.watch_teacher=false", "eval.max_new_tokens=2000",
                  "hydra.run.dir=outputs/overrun", check=False)  # fmt: skip
     assert done.returncode == 2
     assert "eval.max_new_tokens=2000: the longest prompt has" in done.stderr
