@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt
 DEMO := outputs/demo
 
-.PHONY: setup demo test check lock bench
+.PHONY: setup demo test check lock bench studies torture
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -33,6 +33,15 @@ test: setup
 bench: setup
 	$(UV) -e '.[dev,bench]'
 	for which in loss objective step cache generate startup; do $(BIN)/kdrun bench $$which || exit 1; done
+
+# Every claim of the literature that needs no large model; claims, tables and pictures in outputs/studies/.
+studies: setup
+	for which in toy gaussians rank theory losses headtail; do \
+		$(BIN)/kdrun study $$which hydra.run.dir=outputs/studies/$$which || exit 1; done
+
+# The long promises: kills, flipped bytes, malformed input, races (17 minutes on two cores).
+torture: setup
+	$(BIN)/python -m tests.torture
 
 check: setup
 	$(BIN)/ruff check .
