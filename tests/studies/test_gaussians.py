@@ -13,9 +13,9 @@ from kdrun.compose import compose_cells
 from kdrun.config.study import GaussiansStudy
 from kdrun.losses import make_loss
 from kdrun.studies.findings import Findings
-from kdrun.studies.gaussian_claims import End, Separation, covering_claims, turning_distance
-from kdrun.studies.gaussian_fits import SPACING, density_V, fit_gaussians, log_density_NV, points_V, stillness
-from kdrun.studies.gaussians import reverse_kl_by_distance, state_of, study
+from kdrun.studies.gaussians.claims import End, Separation, covering_claims, turning_distance
+from kdrun.studies.gaussians.fits import SPACING, density_V, fit_gaussians, log_density_NV, points_V, stillness
+from kdrun.studies.gaussians.study import reverse_kl_by_distance, state_of, study
 from kdrun.words import read_flags
 
 

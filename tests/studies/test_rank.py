@@ -10,8 +10,8 @@ from kdrun.cli import CONF
 from kdrun.compose import compose_cells
 from kdrun.studies.contenders import contenders
 from kdrun.studies.findings import Findings
-from kdrun.studies.rank import draw_maps, fit_maps, row_centred_distance, study
-from kdrun.studies.rank_claims import faster_claim, mean_log_ratio, steps_to_tenth, turning_std
+from kdrun.studies.rank.claims import faster_claim, mean_log_ratio, steps_to_tenth, turning_std
+from kdrun.studies.rank.study import draw_maps, fit_maps, row_centred_distance, study
 from kdrun.words import read_flags
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from kdrun.studies.contenders import Contender, Spec, contenders
 from kdrun.studies.findings import Findings
 from kdrun.studies.fit import fit
-from kdrun.studies.rank_claims import advantages, faster_claim
-from kdrun.studies.rank_pictures import order_picture, others_picture, rank_picture
+from kdrun.studies.rank.claims import advantages, faster_claim
+from kdrun.studies.rank.pictures import order_picture, others_picture, rank_picture
 
 SIZE = 64  # inputs, classes, and contexts a step
 NUM_LOOKS = 100

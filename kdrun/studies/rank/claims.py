@@ -14,7 +14,7 @@ from kdrun.studies.findings import Claim, Verdict, holds
 from kdrun.studies.intervals import mean_over_seeds
 
 if TYPE_CHECKING:
-    from kdrun.studies.rank import Course
+    from kdrun.studies.rank.study import Course
 
 FLOOR = 1e-3  # of a distance at the start: below it both count as arrived, and rounding does not decide
 

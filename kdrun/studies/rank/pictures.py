@@ -10,7 +10,7 @@ from kdrun.studies.contenders import Contender
 from kdrun.studies.pictures import Curve, Panel, Picture
 
 if TYPE_CHECKING:
-    from kdrun.studies.rank import Course
+    from kdrun.studies.rank.study import Course
 
 NAMES = {
     "probabilities": "L2 of the probabilities",

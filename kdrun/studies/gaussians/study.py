@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdrun.studies.contenders import Spec, contenders
 from kdrun.studies.findings import Findings
-from kdrun.studies.gaussian_claims import (
+from kdrun.studies.gaussians.claims import (
     End,
     Pair,
     Separation,
@@ -23,8 +23,8 @@ from kdrun.studies.gaussian_claims import (
     mode_claims,
     pair_claims,
 )
-from kdrun.studies.gaussian_fits import fit_gaussians, log_density_NV, nats, stillness
-from kdrun.studies.gaussian_pictures import (
+from kdrun.studies.gaussians.fits import fit_gaussians, log_density_NV, nats, stillness
+from kdrun.studies.gaussians.pictures import (
     Fits,
     densities_picture,
     distance_picture,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from kdrun.studies.contenders import Contender
-from kdrun.studies.gaussian_claims import End, Pair, Separation
-from kdrun.studies.gaussian_fits import REACH, Path, density_V, points_V
+from kdrun.studies.gaussians.claims import End, Pair, Separation
+from kdrun.studies.gaussians.fits import REACH, Path, density_V, points_V
 from kdrun.studies.pictures import Animation, Curve, Panel, Picture
 
 Grid = Sequence[tuple[float, float]]  # (sigma, mean or half gap) of the starts
