@@ -1,5 +1,6 @@
 """What the README tells a person to type is accepted."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from kdrun.cli import CONF
 from kdrun.compose import compose_cells
 from kdrun.explain import group_options
+from kdrun.prepare import own_words
 from kdrun.words import expand_short_key, read_flags, split_words
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +21,7 @@ COMMANDS = sorted(
         for page in PAGES
         for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
         for line in block.splitlines()
-        if re.match(r"(\$ )?kdrun (train|sweep|show) ", line)
+        if re.match(r"(\$ )?kdrun (train|sweep|show|study) ", line)
     }
 )
 REFUSED = {"kdrun train mu=2", "kdrun train loss=fkl mu=0.5"}  # shown for their errors
@@ -35,13 +37,32 @@ def test_a_command_of_the_readme_composes(command: str) -> None:
     if "hydra/sweeper=optuna" in command:
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="a plugin that is installed apart")
     _, verb, *words = shlex.split(command)
+    if verb == "study":
+        which, *words = ["strict=true" if word == "--strict" else word for word in words]
+        own, of_sweep = own_words([f"study={which}", *words])
+        assert compose_cells("study", own, read_flags([]), CONF)
+        verb, words = "sweep", ["experiment=headtail", *of_sweep]
     flags, typed = split_words(words)
     overrides = [expand_short_key(word) for word in typed if not word.startswith("resume=")]
     assert compose_cells("train", overrides, read_flags([*flags, *(["-m"] if verb == "sweep" else [])]), CONF)
 
 
+def test_what_holds_is_what_the_studies_found() -> None:
+    """Every row of the README's table is a claim, with its verdict, of a study's output in experiments/studies."""
+    found = {}
+    for path in (ROOT / "experiments" / "studies").glob("*/findings.json"):
+        for claim in json.loads(path.read_text())["claims"]:
+            found[path.parent.name, claim["statement"]] = f"{claim['verdict']} {claim['condition']}".strip()
+    section = (ROOT / "README.md").read_text().split("## What holds and what does not")[1].split("\n## ")[0]
+    rows = [tuple(cell.strip() for cell in line.split(" | ")) for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) > 20
+    for study, statement, verdict, _ in rows[1:]:
+        assert found[study.removeprefix("| "), statement] == verdict
+    assert f"Of {len(found)} claims {list(found.values()).count('holds')} hold, " in section
+
+
 def test_every_choice_is_named_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    for group in ("loss", "pair", "data", "teacher", "train", "eval", "experiment"):
+    for group in ("loss", "pair", "data", "teacher", "train", "eval", "experiment", "study"):
         for option in group_options(CONF, group):
             assert re.search(rf"\b{re.escape(option)}\b", text), f"{group}={option}"
