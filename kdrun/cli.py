@@ -206,9 +206,28 @@ def cache(overrides: Overrides = None) -> None:
 
 
 def _list_caches(words: list[str]) -> None:
-    from kdrun.commands.cache import list_caches
+    from kdrun.commands.cache_list import list_caches
 
     list_caches(Path(words[0]) if words else Path(os.environ.get("KDRUN_OUTPUTS", "outputs")) / "cache")
+
+
+@app.command(
+    context_settings=HYDRA,
+    help="""Check the machine, then on a few rows that this training computes what it says. Exit 1 when a check fails.
+
+The words are those of train. Nothing is trained, and nothing is written but what --json names.
+
+Examples: kdrun doctor | kdrun doctor pair=gpt2 data=dolly loss=akl | kdrun doctor data=jsonl data.path=my.jsonl""",
+)
+def doctor(
+    overrides: Overrides = None,
+    *,
+    json: Annotated[Path | None, typer.Option(help="Write every finding to this file, too.")] = None,
+) -> None:
+    """Check the machine and a training."""
+    from kdrun.launch import doctor as run
+
+    run(list(overrides or []), CONF, json=json)
 
 
 @app.command(context_settings=HYDRA)

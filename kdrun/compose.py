@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,9 +25,14 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from kdrun import cli, explain
+from kdrun.allowed import check_hydra, check_recorded, check_search_path, check_secrets
 from kdrun.config import CONFIGS, Section
 from kdrun.errors import UserError
-from kdrun.words import expand_short_key, key_of, quote, value_of
+from kdrun.untrusted import refuse_links_out
+from kdrun.words import expand_short_key, key_of, quote, shorten, value_of
+
+# Beside its own, Hydra lets through what int(), open() and recursion raise for 10,000 digits, letters or brackets.
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, RecursionError, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,17 @@ def complete(command: str, overrides: list[str]) -> list[str]:
 
     if command == "train" and (folder := value_of(overrides, "resume")):
         run = RunDirectory.open(folder, key="resume")
+        refuse_links_out(run.path, key=f"resume={folder}")
+        if "overrides" not in run.record:
+            raise UserError(
+                f"resume={folder}: its run.json has no overrides, the words that started it; start a new run"
+            )
+        check_recorded(run.record["overrides"], overrides, key=f"resume={folder}")
         here = f"hydra.run.dir={quote(str(run.path))}"
         return [*run.record["overrides"], *overrides, here]
     if command == "evaluate" and (folder := value_of(overrides, "run")) and not value_of(overrides, "hydra.run.dir"):
         run = RunDirectory.open(folder, key="run")
+        refuse_links_out(run.path, key=f"run={folder}")
         name = value_of(overrides, "name") or value_of(overrides, "eval") or "quick"
         return [*overrides, f"hydra.run.dir={quote(str(evaluation_directory(run.path, name)))}"]
     return overrides
@@ -64,6 +77,7 @@ def compose_cells(command: str, overrides: list[str], options: argparse.Namespac
     if options.config_dir and not Path(options.config_dir).is_dir():
         raise UserError(f"--config-dir {options.config_dir}: no such folder")
     name = options.config_name or command
+    check_search_path(overrides, options.config_dir, options.config_name)
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         if not options.multirun:
@@ -88,6 +102,7 @@ def search_words(config_dir: str | None) -> list[str]:
 def compose_cell(command: str, name: str, words: list[str], conf: Path) -> Cell:
     """One job: composed, resolved, validated."""
     composed = compose_or_explain(command, name, words, conf)
+    check_hydra(cast("dict[str, Any]", OmegaConf.to_container(composed.hydra, resolve=False)), words)
     with open_dict(composed.hydra):  # what hydra.main will fill in; a config may refer to it
         composed.hydra.runtime.output_dir = "."
         composed.hydra.job.num = 0
@@ -100,8 +115,19 @@ def compose_or_explain(command: str, name: str, words: list[str], conf: Path) ->
     """Hydra's compose, its errors in one line."""
     try:
         return compose(name, overrides=words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain_hydra(error, command, words, conf)) from error
+    except COMPOSE_ERRORS as error:
+        raise UserError(explain_hydra(error, command, words, conf, culprit=_culprit(error, name, words))) from error
+
+
+def _culprit(error: Exception, name: str, words: Sequence[str]) -> str:
+    """The word that fails in the same way by itself, for Hydra does not always name it; "" when none does."""
+    for word in words:
+        try:
+            compose(name, overrides=[word])
+        except COMPOSE_ERRORS as alone:
+            if type(alone) is type(error) and str(alone)[:60] == str(error)[:60]:
+                return word
+    return ""
 
 
 def validate(command: str, composed: DictConfig, words: Sequence[str]) -> Section:
@@ -123,9 +149,13 @@ def validate(command: str, composed: DictConfig, words: Sequence[str]) -> Sectio
     if "train" not in model.model_fields:  # a pair brings the training that goes with it
         plain.pop("train", None)
     try:
-        return model.model_validate(plain)
+        checked = model.model_validate(plain)
+        check_secrets(checked.model_dump(mode="json"))
+        return checked
     except ValidationError as error:
-        raise UserError(explain.explain_validation(error, defaults_of(composed, words), model)) from error
+        typed = [key_of(word) for word in words]
+        line = explain.explain_validation(error, defaults_of(composed, words), model, typed=typed)
+        raise UserError(line) from error
 
 
 def defaults_of(composed: DictConfig, words: Sequence[str]) -> dict[str, Any]:
@@ -177,12 +207,14 @@ def axis_values(axis: Override) -> list[str]:
     if not axis.is_sweep_override():
         return [axis.input_line or ""]
     words = [f"{axis.get_key_element()}={value}" for value in axis.sweep_string_iterator()]
+    if not words:
+        raise UserError(f"{axis.input_line}: gives no value; write at least one")
     if len(set(words)) < len(words):
         raise UserError(f"{axis.input_line}: a value stands there twice, and would be run twice; write it once")
     return words
 
 
-def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Path) -> str:
+def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Path, *, culprit: str = "") -> str:
     """Hydra's and OmegaConf's errors in one line."""
     text = str(error)
     if match := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
@@ -203,5 +235,7 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
         return f"{error.full_key}= is required: type {error.full_key}=VALUE"
     if isinstance(error, OmegaConfBaseException) and getattr(error, "full_key", None):
         return f"{error.full_key}: {text.splitlines()[0]}"
-    text = re.sub(r"\s*See https?://\S+ for details", "", text)
-    return f"{' '.join(text.split())}; overrides are typed KEY=VALUE"
+    text = re.sub(r"\s*See https?://\S+ for details|\n\s*full_key: .*", "", text, flags=re.DOTALL)
+    text = " ".join(text.split())
+    at = "" if not culprit or culprit in text else f"{culprit[:80]}: "
+    return f"{at}{shorten(text)}; overrides are typed KEY=VALUE"

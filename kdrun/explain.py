@@ -77,14 +77,17 @@ def unknown_key(key: str, command: str, conf: Path, choices: dict[str, str]) -> 
     return f"unknown key '{short}'{near or '; see kdrun show'}"
 
 
-def explain_validation(error: ValidationError, defaults: dict[str, Any], model: type[BaseModel]) -> str:
-    """The first fault of a config that composed but is not allowed."""
-    fault = error.errors()[0]
+def explain_validation(
+    error: ValidationError, defaults: dict[str, Any], model: type[BaseModel], *, typed: Iterable[str] = ()
+) -> str:
+    """The first fault of a config that composed but is not allowed; one of a typed key before those that follow from it
+    (pair.context is data.max_tokens)."""
+    faults = error.errors()
+    fault = next((fault for fault in faults if ".".join(_location(fault)) in set(typed)), faults[0])
     if fault["type"] == "value_error":  # a rule across keys, already a sentence of ours
         return str(fault["ctx"]["error"])
-    location = [str(part) for part in fault["loc"]]
-    if len(location) > 1 and location[0] in UNIONS:
-        location.pop(1)
+    location = _location(fault)
+    given = fault.get("ctx", {}).get("input", fault["input"])
     key = ".".join(location)
     if fault["type"] == "union_tag_invalid":
         return f"{key}: {fault['msg']}"
@@ -93,11 +96,20 @@ def explain_validation(error: ValidationError, defaults: dict[str, Any], model: 
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}' (value {fault['input']!r}): no part of kdrun reads it; remove it"
     default = _look_up(defaults, location)
-    hint = f"; for example {key}={_spell(default)}" if default is not None and default != fault["input"] else ""
+    hint = f"; for example {key}={_spell(default)}" if default is not None and default != given else ""
     allowed = _allowed(model, location, defaults)
-    if not allowed:
-        return f"{key}={_spell(fault['input'])}: {fault['msg'][0].lower()}{fault['msg'][1:]}{hint}"
-    return f"{key}={_spell(fault['input'])}: must be {allowed}{hint}"
+    if not allowed or fault["type"] == "too_large":
+        return f"{key}={_spell(given)}: {fault['msg'][0].lower()}{fault['msg'][1:]}{hint}"
+    return f"{key}={_spell(given)}: must be {allowed}{hint}"
+
+
+def _location(fault: Any) -> list[str]:
+    """The key of a fault in its parts, without the section of a union that pydantic names in it."""
+    location = [str(part) for part in fault["loc"]]
+    if len(location) > 1 and location[0] in UNIONS:
+        location.pop(1)
+    key = fault.get("ctx", {}).get("key")  # Section's own faults are those of a whole node, for pydantic
+    return location if key is None else [*location, key]
 
 
 def _look_up(tree: Any, location: Sequence[str]) -> Any:

@@ -6,13 +6,12 @@ its one fault, error reports of many lines, is met by composing with the public 
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from kdrun import cli
-from kdrun.compose import complete, compose_cells, validate
+from kdrun.allowed import check_flags, check_secrets, check_typed
+from kdrun.compose import Cell, complete, compose_cells, validate
 from kdrun.config import (
     CONFIGS,
     SHORT_KEYS,
@@ -37,8 +37,11 @@ from kdrun.config import (
 )
 from kdrun.errors import UserError
 from kdrun.prepare import check, confirm_judge, make_missing_runs, make_missing_teachers, own_words
+from kdrun.runs.directory import disk_trouble
 from kdrun.runs.gpus import unseen_gpu
+from kdrun.runs.signals import exit_on_sigterm
 from kdrun.runs.sweep import held
+from kdrun.secrecy import without_secrets
 from kdrun.sweep import (
     begin,
     check_sweep,
@@ -49,13 +52,15 @@ from kdrun.sweep import (
     run_sweep,
     with_cached_teacher,
 )
-from kdrun.words import expand_short_key, key_of, quote, read_flags, split_words, value_of
+from kdrun.untrusted import printable
+from kdrun.words import expand_short_key, key_of, quote, read_flags, shorten, split_words, value_of
 
 NO_CHECK = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 
 
 def answer(action: Callable[[], Any], typed: Sequence[str] = ()) -> Any:
-    """Run an action; a UserError becomes one line on standard error and exit code 2.
+    """Run an action; a UserError, or a disk that takes nothing more, becomes one line on standard error and exit
+    code 2.
 
     Args:
         typed: the words as the person typed them, so that the line says mu where mu was typed for loss.mu.
@@ -64,18 +69,33 @@ def answer(action: Callable[[], Any], typed: Sequence[str] = ()) -> Any:
         return action()
     except UserError as error:
         message = " ".join(str(error).split())
+    except Exception as error:
+        trouble = disk_trouble(error) or _too_long(error)
+        if trouble is None:
+            raise
+        message = trouble
     keys = {key_of(word) for word in typed}
     for key in keys & SHORT_KEYS:
         message = re.sub(rf"\bloss\.{key}\b", key, message)
     for key in (key for key in keys if key.startswith("cache.")):
         message = message.replace(f"teacher.{key.removeprefix('cache.')}", key)
-    print(f"kdrun: {message}", file=sys.stderr)
+    print(f"kdrun: {printable(shorten(without_secrets(message)))}", file=sys.stderr)
     sys.exit(2)
+
+
+def _too_long(error: Exception) -> str | None:
+    """What to say of a name that no file can have, whichever key it was typed for; None for any other error."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return f"{str(error.filename)[:60]}...: is too long for the name of a file"
 
 
 def launch(command: str, words: Sequence[str], conf: Path) -> None:
     """Check every cell of a command, then run it through hydra.main. Exits with 2 on a user's mistake."""
+    exit_on_sigterm()
     flags, typed = split_words(words)
+    answer(lambda: check_flags(flags))
+    here = typed  # what the person typed, and no record
     if any(flag in NO_CHECK for flag in flags):
         return run_hydra(command, flags, typed, conf)
     options = read_flags(flags)
@@ -94,6 +114,7 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if options.multirun:
         cells, overrides = answer(lambda: with_cached_teacher(cells, overrides, options, conf), typed)
         answer(lambda: check_sweep(cells, overrides, resuming=resuming), typed)
+    answer(lambda: _check_trust(cells, here))
     if not options.cfg:
         answer(lambda: check(command, cells, overrides, options.multirun, resuming=resuming), typed)
         if command == "judge" and not answer(lambda: confirm_judge(cells, words)):
@@ -124,14 +145,24 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     return None
 
 
+def _check_trust(cells: Sequence[Cell], typed: Sequence[str]) -> None:
+    """No secret is typed, and code of a model runs only where it is."""
+    check_secrets({}, typed)
+    for cell in cells:
+        check_typed(cell.config, typed)
+
+
 def _refuse_cfg() -> None:
     raise UserError("--cfg: shows the config of one run, so type kdrun train --cfg with the words of one cell")
 
 
+def _refuse_live(cells: Sequence[Cell]) -> None:
+    if any(isinstance(cell.config, TrainConfig) and cell.config.teacher.kind == "live" for cell in cells):
+        raise UserError("teacher=live: kdrun cache makes what teacher=cached reads; leave teacher=live out")
+
+
 def cache(words: Sequence[str], conf: Path) -> None:
     """Make the teacher caches of a training: the words of `kdrun train` (or of a sweep), teacher=cached implied."""
-    from kdrun.commands.cache import build_caches
-
     flags, typed = split_words(words)
     options = read_flags(flags)
     options.multirun = True  # a sweep's words are as good: its cells share their caches
@@ -139,15 +170,42 @@ def cache(words: Sequence[str], conf: Path) -> None:
     if not any(key_of(word) == "teacher" for word in overrides):
         overrides = ["teacher=cached", *overrides]
     cells = answer(lambda: compose_cells("train", overrides, options, conf), typed)
+    answer(lambda: _check_trust(cells, typed))
+    answer(lambda: _refuse_live(cells))
     answer(lambda: check("train", cells, overrides, False), typed)
     answer(
         lambda: make_missing_teachers(cells, options.config_dir, conf, train=lambda words: launch("train", words, conf))
     )
+    from kdrun.commands.cache import build_caches
+
     try:
         answer(lambda: build_caches([cell.config for cell in cells]), typed)
     except KeyboardInterrupt:
         print("kdrun: interrupted; the same words go on after the last whole shard", file=sys.stderr)
         sys.exit(130)
+
+
+def doctor(words: Sequence[str], conf: Path, *, json: Path | None) -> None:
+    """Look over the machine and the training that these words of `kdrun train` name. Exits with 1 for a fault."""
+    flags, typed = split_words(words)
+    answer(lambda: check_flags(flags))
+    if value_of(typed, "resume") is not None:
+        answer(_refuse_resume)
+    overrides = [expand_short_key(word) for word in typed]
+    cells = answer(lambda: compose_cells("train", overrides, read_flags(flags), conf), typed)
+    answer(lambda: _check_trust(cells, typed))
+    answer(lambda: check("train", cells, overrides, False), typed)
+    from kdrun.commands.doctor import doctor as run
+
+    try:
+        sys.exit(0 if answer(lambda: run(cells[0].config, json=json), typed) else 1)
+    except KeyboardInterrupt:
+        print("kdrun: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _refuse_resume() -> None:
+    raise UserError("resume=: kdrun doctor looks at a training before it starts; type the words of that run instead")
 
 
 def print_sweep(folder: Path) -> None:
@@ -184,8 +242,7 @@ def run_hydra(command: str, flags: Sequence[str], overrides: Sequence[str], conf
 
 def run_job(composed: DictConfig) -> float | None:
     """One job inside Hydra: validate again, dispatch, and let go of everything when it fails."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exit, so that run.json says interrupted
+    exit_on_sigterm()  # a launcher's worker has not come through `launch`
     hydra = HydraConfig.get()
     command = str(hydra.job.name if hydra.job.name in CONFIGS else hydra.job.config_name)
     words = list(hydra.overrides.task)

@@ -20,6 +20,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from kdrun.allowed import check_recorded, check_recorded_flags
 from kdrun.compose import Cell, compose_cells, is_grid
 from kdrun.config import Section, TrainConfig
 from kdrun.errors import UserError
@@ -27,12 +28,14 @@ from kdrun.runs.directory import RECORD, RunDirectory
 from kdrun.runs.gpus import claim_gpu, visible_gpus
 from kdrun.runs.progress import progress_in
 from kdrun.runs.sweep import differences, held, objective, read_cells, read_sweep, settle, start_sweep
+from kdrun.secrecy import without_secrets
+from kdrun.untrusted import printable
 from kdrun.words import key_of, quote, value_of
 
 log = logging.getLogger(__name__)
 
 # What may change when a sweep goes on: where and how its cells run, never what they compute.
-MACHINE = ("train.device", "track.mode")
+MACHINE = ("train.device", "train.threads", "track.mode")
 
 
 def resumed_words(typed: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -44,7 +47,10 @@ def resumed_words(typed: Sequence[str]) -> tuple[list[str], list[str]]:
     folder = value_of(typed, "resume")
     sweep = read_sweep(folder or "", key="resume")
     extra = [word for word in typed if key_of(word) != "resume"]
-    refused = [key for key in map(key_of, extra) if not (key in MACHINE or _is_launcher(key))]
+    check_recorded(sweep["words"], extra, key=f"resume={folder}", sweep=True)
+    check_recorded_flags(sweep["flags"], key=f"resume={folder}")
+    typable = (*MACHINE, "pair.trust_remote_code")
+    refused = [key for key in map(key_of, extra) if not (key in typable or _is_launcher(key))]
     if refused:
         raise UserError(
             f"resume={folder}: a sweep goes on with the words that it was started with, so {', '.join(refused)} cannot "
@@ -224,7 +230,8 @@ def run_sweep(folder: Path, enter: Callable[[], None], *, show: Callable[[Path],
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        told = f"{type(error).__name__}: {error}" in {cell.error for cell in read_cells(folder)}
+        said = printable(without_secrets(f"{type(error).__name__}: {error}"))
+        told = said in {cell.error for cell in read_cells(folder)}
         if not told and not isinstance(error, UserError):
             raise  # not a cell's, whose traceback is in its log
         if not told:

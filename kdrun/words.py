@@ -60,6 +60,11 @@ def value_of(overrides: Sequence[str], key: str) -> str | None:
     return values[-1] if values else None
 
 
+def shorten(text: str) -> str:
+    """The text, its middle left out where it is long: a line of the terminal, and not a page."""
+    return text if len(text) <= 1000 else f"{text[:700]} ... {text[-250:]}"
+
+
 def quote(value: Any) -> str:
     """A value as Hydra's grammar wants it."""
     if isinstance(value, str):

@@ -10,23 +10,26 @@ PACKAGE = ROOT / "kdrun"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A floor imports only from floors below it; rooms of floor 1 know nothing of one another.
 FLOORS = {
-    "errors": 0, "native": 0, "__init__": 0,
+    "errors": 0, "native": 0, "__init__": 0, "untrusted": 0, "secrecy": 0,
     "losses": 1, "models": 1, "data": 1, "runs": 1, "config": 1,
     "teachers": 2,
-    "training": 3, "evaluation": 3, "analysis": 3, "studies": 3, "bench": 3,
+    "training": 3, "evaluation": 3, "analysis": 3, "studies": 3, "bench": 3, "canaries": 3,
     "commands": 4,
-    "explain": 5, "words": 5, "compose": 5, "prepare": 5, "sweep": 5, "launch": 5,
+    "explain": 5, "words": 5, "allowed": 5, "compose": 5, "prepare": 5, "sweep": 5, "launch": 5,
     "cli": 6, "__main__": 7,
 }  # fmt: skip
 # Within a floor, who may call whom.
 BEFORE = {
+    "untrusted": ("errors",),
     "studies": ("analysis",),  # styles of figures
     "bench": ("training", "evaluation"),  # it times the loops themselves, as the commands run them
+    "canaries": ("training", "evaluation"),  # what they look at
     "explain": ("words",),
-    "compose": ("cli", "explain", "words"),
+    "allowed": ("words",),
+    "compose": ("allowed", "cli", "explain", "words"),
     "prepare": ("compose", "words"),
-    "sweep": ("compose", "words"),
-    "launch": ("cli", "compose", "prepare", "sweep", "words"),
+    "sweep": ("allowed", "compose", "words"),
+    "launch": ("allowed", "cli", "compose", "prepare", "sweep", "words"),
 }
 HEAVY = {
     "torch", "transformers", "datasets", "wandb", "bert_score", "rouge_score", "accelerate", "peft", "matplotlib",
@@ -38,6 +41,7 @@ MAY_IMPORT = {
     "losses": {"torch"},
     "teachers": {"torch"},
     "training": {"torch"},
+    "canaries": {"torch"},
     "studies": {"torch"},
     "launch": HYDRA,
     "compose": HYDRA,

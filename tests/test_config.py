@@ -1,5 +1,6 @@
 """Every file in conf/ and experiments/ composes and is allowed; the schema and the losses say the same."""
 
+import ast
 import inspect
 from pathlib import Path
 
@@ -105,3 +106,20 @@ def test_every_config_key_is_read_somewhere() -> None:
                 assert f".{key}" in code or f'"{key}"' in code or prefixed, f"{group}.{key} is read nowhere"
     for key in TrainConfig.model_fields:
         assert f"config.{key}" in code, key
+
+
+@pytest.mark.parametrize(("group", "room"), [("bench", "bench"), ("study", "studies")])
+def test_every_key_of_a_benchmark_or_study_is_read_where_it_belongs(group: str, room: str) -> None:
+    """As a name that is loaded, an attribute or a string, in the command or its room; the doctor has train's keys."""
+    package = Path(__file__).parents[1] / "kdrun"
+    files = [package / "commands" / f"{group}.py", *(package / room).rglob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    read |= {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+    for choice in group_options(CONF, group):
+        config = config_of(f"{group}={choice}", command=group)
+        for key in [*type(config).model_fields, *type(getattr(config, group)).model_fields]:
+            # teacher_width may be read as f"{role}_width", whose constant part is _width
+            prefixed = key.startswith(("teacher_", "student_")) and key[len("teacher") :] in read
+            assert key in read or prefixed, f"{group}={choice}: {key} is read nowhere"

@@ -10,7 +10,8 @@ from typing import Any
 
 from kdrun.analysis.comparison import Row, evaluated, read_row, teacher_evaluations
 from kdrun.analysis.examples import fingerprint
-from kdrun.runs.directory import RECORD, RunDirectory, read_json
+from kdrun.runs.directory import RECORD, RunDirectory
+from kdrun.runs.records import read_json
 
 
 def with_teacher_and_sft(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:

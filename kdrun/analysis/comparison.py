@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.analysis.costs import mean_costs
-from kdrun.runs.directory import RunDirectory, find_runs, flatten, read_json
+from kdrun.runs.directory import RunDirectory, find_runs, flatten
+from kdrun.runs.records import read_json
 
 # Facts of the machine, the place or the mirror, not of the experiment.
 NOT_SETTINGS = ("track.", "resume", "evaluate", "name", "eval.")

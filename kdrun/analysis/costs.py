@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from kdrun.runs.directory import json_lines
+from kdrun.runs.records import read_metrics
 
 RATES = ("train/tokens_per_s", "train/teacher_share")
 
@@ -18,11 +17,7 @@ def mean_costs(run: Path) -> dict[str, float]:
     path = run / "metrics.jsonl"
     seconds = dict.fromkeys(RATES, 0.0)
     sums, before = dict.fromkeys(RATES, 0.0), 0
-    for line in json_lines(path):
-        try:
-            values = json.loads(line)
-        except ValueError:  # a torn last line
-            continue
+    for values in read_metrics(path):
         if (step_s := values.get("train/step_s")) is None:
             continue
         took_s, before = step_s * (values["step"] - before), values["step"]

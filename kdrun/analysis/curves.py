@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdrun.analysis.comparison import Row
-from kdrun.runs.directory import json_lines
+from kdrun.runs.records import read_metrics
 
 PANELS = {
     "valid/nll": "student NLL on the data\n(nats a token)",
@@ -24,11 +23,7 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """metric -> (step, value) pairs of a run's metrics.jsonl; a torn last line is left out."""
     curves: dict[str, list[tuple[int, float]]] = {}
     path = run / "metrics.jsonl"
-    for line in json_lines(path):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
+    for values in read_metrics(path):
         for name, value in values.items():
             if isinstance(value, int | float) and name not in ("step", "time_s"):
                 curves.setdefault(name, []).append((values["step"], value))

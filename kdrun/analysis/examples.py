@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdrun.errors import UserError
-from kdrun.runs.directory import json_lines, read_json
+from kdrun.runs.records import json_objects, read_json
 
 HARNESS = "harness.jsonl"
 
@@ -25,7 +23,7 @@ def read_measures(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: when a line of examples.jsonl, or of a judge's, cannot be read.
     """
-    lines = read_lines(folder / "examples.jsonl")
+    lines = json_objects(folder / "examples.jsonl")
     columns: dict[str, list[list[float]]] = {}
     for i, line in enumerate(lines):
         for name, value in _measures(line):
@@ -37,7 +35,7 @@ def read_measures(folder: Path) -> dict[str, np.ndarray]:
         column += [[] for _ in range(len(lines) - len(column))]
         values[name] = np.array([np.mean(found) if found else np.nan for found in column])
     for path in sorted(folder.glob("judge/*/examples.jsonl")):
-        for line in read_lines(path):
+        for line in json_objects(path):
             for metric in line.keys() & {"quality", "diversity", "win"}:
                 name = f"judge/{path.parent.name}/{metric}"
                 if line[metric] is not None:
@@ -47,7 +45,7 @@ def read_measures(folder: Path) -> dict[str, np.ndarray]:
 
 def _harness_measures(folder: Path) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
-    for line in read_lines(folder / HARNESS):
+    for line in json_objects(folder / HARNESS):
         part = f"_{line['filter']}" if "filter" in line else ""
         for metric, value in line.items():
             if isinstance(value, float):
@@ -59,17 +57,9 @@ def _harness_measures(folder: Path) -> dict[str, list[float]]:
 def harness_documents(folder: Path) -> dict[str, list[str]]:
     """Task -> the hashes of its examples, in order."""
     documents: dict[str, list[str]] = {}
-    for line in read_lines(folder / HARNESS):
+    for line in json_objects(folder / HARNESS):
         documents.setdefault(line["task"], []).append(line["doc_sha256"])
     return documents
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none when it is not there."""
-    try:
-        return [json.loads(line) for line in json_lines(path)]
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({error}); evaluate again, or remove that evaluation") from error
 
 
 def fingerprint(folder: Path) -> str | None:

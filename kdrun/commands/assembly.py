@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdrun.config import Data, Evaluation, HubData, JsonlData, Pair, ScratchPair, TrainConfig
+from kdrun.config import Data, Evaluation, HubData, JsonlData, Loss, Pair, ScratchPair, TrainConfig, loss_parameters
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.examples import Example, Splits
 from kdrun.data.sources import load_splits
@@ -32,6 +34,21 @@ def load_data(data: Data) -> Splits:
         paths = {"path": data.path, "revision": data.revision}
     splits = load_splits(data.name, **paths)
     return Splits(splits.train[: data.max_rows], splits.valid, splits.test)
+
+
+def chosen_loss(section: Loss) -> Any:
+    """The loss of a loss config, with its gradient matched where that is asked.
+
+    Raises:
+        UserError: for a value that the loss refuses.
+    """
+    from kdrun.losses import MatchedGradient, make_loss
+
+    try:
+        loss = make_loss(section.name, **loss_parameters(section))
+    except ValueError as error:
+        raise UserError(f"loss={section.name}: {error}") from error
+    return MatchedGradient(loss) if getattr(section, "match_grad_norm", False) else loss
 
 
 def encode_data(examples: list[Example], tokenizer: Any, data: Data, *, split: str) -> EncodedSet:
@@ -184,11 +201,24 @@ def _texts(examples: list[Example], data: Data) -> list[str]:
     return [text for example in examples for text in (render_prompt(example, data.template), example.response)]
 
 
-def choose_device(wanted: str) -> str:
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """torch on so many CPU threads while the body runs; None: on as many as it has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_device(wanted: str, *, key: str = "train.device") -> str:
     """cpu, mps or cuda[:N] for a device key; auto takes the best that is there.
 
     Raises:
-        UserError: when the device asked for is not there.
+        UserError: naming `key`, when the device asked for is not there.
     """
     import torch
 
@@ -198,10 +228,10 @@ def choose_device(wanted: str) -> str:
         torch.cuda.is_available() and int(wanted.partition(":")[2] or 0) < torch.cuda.device_count()
     ):
         raise UserError(
-            f"device={wanted}: torch sees {torch.cuda.device_count()} GPUs here; use device=auto or device=cpu"
+            f"{key}={wanted}: torch sees {torch.cuda.device_count()} GPUs here; type {key}=auto or {key}=cpu"
         )
     if wanted == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps: not available here; use device=auto or device=cpu")
+        raise UserError(f"{key}=mps: not available here; type {key}=auto or {key}=cpu")
     return wanted
 
 

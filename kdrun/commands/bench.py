@@ -43,7 +43,7 @@ def check_bench(config: BenchConfig) -> None:
     """
     section = config.bench
     if section.device.startswith("cuda"):
-        choose_device(section.device)
+        choose_device(section.device, key="bench.device")
     if not isinstance(section, DataBench):
         return
     if section.data not in EMBEDDED:
@@ -64,7 +64,7 @@ def _run(config: BenchConfig, folder: Path) -> float:
 
     silence()
     section = config.bench
-    device = choose_device(section.device)
+    device = choose_device(section.device, key="bench.device")
     threads = _set_threads(section)
     plan = _plan(config, device)
     rounds = [section.repetitions] * len(plan.cases)

@@ -1,4 +1,4 @@
-"""kdrun cache: make the teacher caches that a training will read, ahead of it; kdrun cache ls: what lies there."""
+"""kdrun cache: make the teacher caches that a training will read, ahead of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdrun.commands.assembly import build_models, choose_device, load_data, relative, run_sets
+from kdrun.commands.cache_list import print_table
 from kdrun.commands.teachers import Caches
 from kdrun.config import CachedTeacher, TrainConfig, loss_parameters
 from kdrun.errors import UserError
 from kdrun.models.loading import quiet_libraries
 from kdrun.native import fast_float32_products
-from kdrun.teachers.listing import find_caches
+from kdrun.teachers.listing import spell_bytes
 from kdrun.teachers.manifest import read_manifest
 
 
@@ -41,8 +42,7 @@ def _build(config: TrainConfig) -> dict[Path, list[str]]:
     """Folder of a set -> its line of the table."""
     from kdrun.losses import make_loss
 
-    if not isinstance(config.teacher, CachedTeacher):
-        raise UserError("teacher=live: kdrun cache makes what teacher=cached reads; leave teacher=live out")
+    assert isinstance(config.teacher, CachedTeacher)
     device = choose_device(config.train.device)
     splits = load_data(config.data)
     models = build_models(config.pair, config.data, splits, role=config.role, seed=config.seed)
@@ -58,8 +58,6 @@ def _build(config: TrainConfig) -> dict[Path, list[str]]:
 
 
 def _line(folder: Path, name: str, *, made: bool) -> list[str]:
-    from kdrun.teachers.building import spell_bytes
-
     manifest = read_manifest(folder)
     num_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
     seconds = f"{manifest['made']['seconds']:.1f}" if made else "was there"
@@ -69,41 +67,3 @@ def _line(folder: Path, name: str, *, made: bool) -> list[str]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def list_caches(directory: Path) -> None:
-    """Print every cache at or below a directory: size, bytes a token, use, whole or half-built.
-
-    Raises:
-        UserError: when there is no such folder.
-    """
-    from kdrun.teachers.building import spell_bytes
-
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such folder, so no caches yet; kdrun cache makes some")
-    found = find_caches(directory)
-    lines = [
-        [
-            relative(entry.folder), entry.teacher, _count(entry.rows), _count(entry.tokens), entry.dtype,
-            spell_bytes(entry.num_bytes), _count(entry.bytes_per_token),
-            f"{entry.uses} runs, last {entry.last_used}" if entry.last_used else "none yet", entry.state,
-        ]
-        for entry in found
-    ]  # fmt: skip
-    heads = sorted({path for entry in found for path in entry.folder.parent.glob("head.safetensors")})
-    lines += [[relative(path), "", "", "", "", spell_bytes(path.stat().st_size), "", "shared by its sets", "head"]
-              for path in heads]  # fmt: skip
-    print_table(["cache", "teacher", "rows", "tokens", "dtype", "size", "bytes/token", "read by", "state"], lines)
-    total = sum(entry.num_bytes for entry in found) + sum(path.stat().st_size for path in heads)
-    print(f"{len(found)} caches, {spell_bytes(total)} in {directory}")
-
-
-def _count(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
-
-
-def print_table(header: list[str], lines: list[list[str]]) -> None:
-    """Columns wide enough for their longest cell; nothing is cut, so that paths can be copied."""
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    for line in [header, *lines]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

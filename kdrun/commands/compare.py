@@ -26,6 +26,7 @@ from kdrun.analysis.tables import (
 from kdrun.analysis.verdicts import Verdict, find_baseline, mixed_examples, unpaired, verdicts
 from kdrun.errors import UserError
 from kdrun.runs.directory import write_text
+from kdrun.untrusted import printable
 
 
 def compare(
@@ -73,7 +74,7 @@ def compare(
     if mirrored:
         notes.append("W&B holds no values of single examples, so its runs have no paired intervals")
     for line in dict.fromkeys(notes):
-        print(f"- {line}")
+        print(f"- {printable(line)}")
 
     if csv is not None:
         write_csv(csv, rows)
@@ -136,31 +137,32 @@ def print_table(table: Table, *, title: str = "") -> None:
     from rich.markup import escape
     from rich.table import Table as Shown
 
-    console, cells = Console(), table.cells()
+    console, heading = Console(), escape(printable(title))
+    header, cells = [printable(head) for head in table.header], [list(map(printable, line)) for line in table.cells()]
     if not console.is_terminal:
         console.width = max(console.width, 200)  # nothing is folded in a file
     # Of a heading its longest word: rich left alone takes from the middle of words, and from numbers.
-    needed = [max(map(len, [*head.split(), *(line[j] for line in cells)])) for j, head in enumerate(table.header)]
+    needed = [max(map(len, [*head.split(), *(line[j] for line in cells)])) for j, head in enumerate(header)]
     widths = [min(width, console.width // 2) + 3 for width in needed]
-    kept = [j for j in range(1, len(table.header)) if any(line[j] for line in cells)]
+    kept = [j for j in range(1, len(header)) if any(line[j] for line in cells)]
     sheets: list[list[int]] = [[]]
     for j in kept:
         if sheets[-1] and 2 + widths[0] + sum(widths[k] for k in sheets[-1]) + widths[j] > console.width:
             sheets.append([])
         sheets[-1].append(j)
     for n, sheet in enumerate(sheets):
-        shown = Shown(title=title if n == 0 else None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+        shown = Shown(title=heading if n == 0 else None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
         for j in [0, *sheet]:
             numeric = any(isinstance(line[j], int | float | Spread) for line in table.lines)
             justify: Literal["left", "right"] = "right" if numeric else "left"
-            shown.add_column(table.header[j], justify=justify, overflow="fold", width=widths[j] - 3)
+            shown.add_column(escape(header[j]), justify=justify, overflow="fold", width=widths[j] - 3)
         for i, line in enumerate(cells):
             shown.add_row(
                 *(f"[bold]{escape(line[j])}[/]" if (i, j) in table.bold else escape(line[j]) for j in [0, *sheet])
             )
         console.print(shown)
     if table.note:
-        console.print(table.note, style="dim", highlight=False)
+        console.print(escape(printable(table.note)), style="dim", highlight=False)
 
 
 def print_verdicts(baseline: Group, table: Table) -> None:

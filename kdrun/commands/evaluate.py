@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from kdrun.commands.assembly import Models, choose_device, evaluation_sets, relative
+from kdrun.commands.preconditions import recorded_parts
 from kdrun.commands.scoring import evaluate_model
 from kdrun.commands.teachers import RunTeacher, load_live
-from kdrun.config import Data, EvaluateConfig, Pair
+from kdrun.config import Data, EvaluateConfig, Pair, PretrainedPair
 from kdrun.errors import UserError
 from kdrun.models.loading import load_model, load_tokenizer, locate, quiet_libraries
 from kdrun.runs.directory import RunDirectory
@@ -28,7 +27,7 @@ def evaluate(config: EvaluateConfig, directory: Path, *, overrides: Sequence[str
     )  # fmt: skip
     with run.recorded():
         quiet_libraries()
-        device = choose_device(config.device)
+        device = choose_device(config.device, key="device")
         tokenizer = load_tokenizer(subject.reference, key="student", trust_remote_code=subject.remote)
         model = load_model(subject.reference, key="student", trust_remote_code=subject.remote)
         models = Models(tokenizer, model.to(device))
@@ -58,32 +57,37 @@ def evaluate(config: EvaluateConfig, directory: Path, *, overrides: Sequence[str
 class Subject:
     """What is evaluated: a model, its teacher if any, and the data."""
 
-    def __init__(self, reference: str, *, teacher: str | None, data: Data, pair: Pair | None) -> None:
-        self.reference, self.teacher, self.data, self.pair = reference, teacher, data, pair
-        self.remote = bool(getattr(pair, "trust_remote_code", False))
+    def __init__(self, reference: str, *, teacher: str | None, data: Data, pair: Pair | None, remote: bool) -> None:
+        self.reference, self.teacher, self.data, self.remote = reference, teacher, data, remote
+        # A run's record may have been sent by someone: whether its models' code runs is for the person here to say.
+        if isinstance(pair, PretrainedPair):
+            pair = pair.model_copy(update={"trust_remote_code": remote})
+        self.pair = pair
 
 
 def resolve_subject(config: EvaluateConfig) -> Subject:
     """The model that an evaluate config means; a run brings its own data, pair and teacher."""
+    remote = config.trust_remote_code
     if config.run is None:
         assert config.data is not None
         if config.pair is None:
             assert config.student is not None
-            return Subject(config.student, teacher=config.teacher_path, data=config.data, pair=None)
+            return Subject(config.student, teacher=config.teacher_path, data=config.data, pair=None, remote=remote)
         reference = getattr(config.pair, config.role, None)
         if reference is None:
             raise UserError(f"role={config.role}: pair={config.pair.name} has none that is made already; use run=DIR")
         teacher = config.teacher_path or (config.pair.teacher if config.role != "teacher" else None)
-        return Subject(reference, teacher=teacher, data=config.data, pair=config.pair)
+        remote = remote or bool(getattr(config.pair, "trust_remote_code", False))
+        return Subject(reference, teacher=teacher, data=config.data, pair=config.pair, remote=remote)
     run = RunDirectory.open(config.run, key="run")
     ran = run.config()
-    pair: Pair = TypeAdapter(Pair).validate_python(ran["pair"])
-    data: Data = config.data or TypeAdapter(Data).validate_python(ran["data"])
+    pair, data = recorded_parts(run)
+    data = config.data or data
     if ran.get("role") == "teacher":
-        return Subject(str(run.path), teacher=config.teacher_path, data=data, pair=pair)
+        return Subject(str(run.path), teacher=config.teacher_path, data=data, pair=pair, remote=remote)
     if config.role == "teacher":
-        return Subject(locate(pair.teacher, key="pair.teacher"), teacher=None, data=data, pair=pair)
-    return Subject(str(run.path), teacher=config.teacher_path or pair.teacher, data=data, pair=pair)
+        return Subject(locate(pair.teacher, key="pair.teacher"), teacher=None, data=data, pair=pair, remote=remote)
+    return Subject(str(run.path), teacher=config.teacher_path or pair.teacher, data=data, pair=pair, remote=remote)
 
 
 def print_summary(summary: dict[str, Any], subject: str, directory: Path) -> None:

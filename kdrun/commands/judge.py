@@ -29,8 +29,9 @@ from kdrun.evaluation.judge.subjects import (
     read_examples,
 )
 from kdrun.evaluation.judge.tally import read_verdict, tally
-from kdrun.runs.directory import RunDirectory, read_json, write_json, write_text
+from kdrun.runs.directory import RunDirectory, write_json, write_text
 from kdrun.runs.progress import progress
+from kdrun.runs.records import read_json
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from kdrun.config import (
     CachedTeacher,
@@ -12,12 +17,14 @@ from kdrun.config import (
     Evaluation,
     HubData,
     JsonlData,
+    Pair,
     PretrainedPair,
     ScratchPair,
     TrainConfig,
     loss_parameters,
 )
 from kdrun.errors import UserError
+from kdrun.models.folder import check_model, read_tokenizer
 from kdrun.models.loading import locate
 from kdrun.runs.directory import RunDirectory, flatten
 
@@ -34,23 +41,36 @@ def check_train(config: TrainConfig) -> None:
     Raises:
         UserError: naming the key.
     """
-    check_data(config.data)
+    pair = config.pair
+    missing = missing_teacher(config)
+    cached = isinstance(config.teacher, CachedTeacher)
+    check_data(config.data, tokenizer=None if missing else _tokenizer_file(config))
     check_teacher(config)
     if config.evaluate:
         check_scoring(config.eval)
-    pair = config.pair
     if isinstance(pair, ScratchPair):
         if pair.tokenizer is not None and not (Path(pair.tokenizer) / "tokenizer.json").is_file():
             raise UserError(f"pair.tokenizer={pair.tokenizer}: no tokenizer.json there; give a folder that holds one")
         if pair.student is not None:
-            locate(pair.student, key="pair.student")
-        if config.role == "student":
+            check_model(pair.student, key="pair.student", max_tokens=config.data.max_tokens)
+        if config.role == "student" and missing is None:
             check_scratch_teacher(config, pair)
+            check_model(pair.teacher, key="pair.teacher", max_tokens=config.data.max_tokens, bodiless=cached)
         return
     if config.role == "teacher" or config.loss.name != "sft":
-        locate(pair.teacher, key="pair.teacher")
+        check_model(pair.teacher, key="pair.teacher", max_tokens=config.data.max_tokens, bodiless=cached)
     if config.role == "student":
-        locate(pair.student, key="pair.student")
+        check_model(pair.student, key="pair.student", max_tokens=config.data.max_tokens)
+
+
+def _tokenizer_file(config: TrainConfig) -> Path | None:
+    """The tokenizer.json of a run's student, where it lies on this machine."""
+    pair = config.pair
+    role = "teacher" if config.role == "teacher" or pair.student is None else "student"
+    if isinstance(pair, ScratchPair) and config.role == "teacher":
+        return None if pair.tokenizer is None else Path(pair.tokenizer) / "tokenizer.json"
+    path = Path(locate(getattr(pair, role), key=f"pair.{role}")) / "tokenizer.json"
+    return path if path.is_file() else None
 
 
 def check_teacher(config: TrainConfig) -> None:
@@ -71,6 +91,11 @@ def check_teacher(config: TrainConfig) -> None:
             f"teacher.path={folder}: {'no caches in it' if folder.is_dir() else 'no such folder'}; give a folder that "
             "`kdrun cache ls` lists, or leave it out to have one made"
         )
+    from kdrun.teachers.manifest import read_manifest
+    from kdrun.teachers.store import check_sizes
+
+    for path in sorted(folder.glob("*/manifest.json")):
+        check_sizes(path.parent, read_manifest(path.parent))
 
 
 def check_topk(config: TrainConfig, topk: int) -> None:
@@ -93,9 +118,7 @@ def check_topk(config: TrainConfig, topk: int) -> None:
 
 
 def check_scratch_teacher(config: TrainConfig, pair: ScratchPair) -> None:
-    """The scratch pair's teacher is there or can be made, and was made for this pair and this data."""
-    if missing_teacher(config) is not None:
-        return
+    """The scratch pair's teacher is there, and was made for this pair and this data."""
     locate(pair.teacher, key="pair.teacher")
     folder = Path(pair.teacher)
     if folder.parent.name != "teachers" or not (folder / "run.json").exists():
@@ -137,13 +160,18 @@ def check_evaluate(config: EvaluateConfig) -> None:
         check_data(config.data)
     for key, reference in (("student", config.student), ("teacher", config.teacher_path)):
         if reference is not None:
-            locate(reference, key=key)
+            check_model(reference, key=key)
     if config.run is not None:
         run = RunDirectory.open(config.run, key="run")
         if run.model_folder() is None:
             raise UserError(
                 f"run={config.run}: has no student/ or teacher/ model; its status is {run.record.get('status')}"
             )
+        pair, _ = recorded_parts(run)
+        if config.role != "teacher":
+            check_model(config.run, key="run")
+        if config.teacher_path is None and run.config().get("role") != "teacher":
+            check_model(pair.teacher, key="pair.teacher")
     if isinstance(config.pair, PretrainedPair) and config.role == "sft" and config.pair.sft is None:
         raise UserError(f"role=sft: pair={config.pair.name} names no published fine-tuned student")
 
@@ -170,14 +198,44 @@ def check_scoring(settings: Evaluation) -> None:
     fetch_harness(settings.harness, settings.harness_path)
 
 
-def check_data(data: Data) -> None:
-    """Local data files exist and every line of them parses."""
-    if isinstance(data, JsonlData):
-        from kdrun.data.jsonl import check_jsonl
+def recorded_parts(run: RunDirectory) -> tuple[Pair, Data]:
+    """The pair and the data of a run, from its config.yaml.
 
-        for key in ("path", "valid_path", "test_path"):
-            if (path := getattr(data, key)) is not None:
-                check_jsonl(Path(path), key=f"data.{key}")
+    Raises:
+        UserError: when they are not there, or are not what this kdrun writes.
+    """
+    ran = run.config()
+    try:
+        return TypeAdapter(Pair).validate_python(ran.get("pair")), TypeAdapter(Data).validate_python(ran.get("data"))
+    except ValidationError as error:
+        at = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(f"{run.path / 'config.yaml'}: is not the config of a training ({at or 'pair'}: "
+                        f"{error.errors()[0]['msg']})") from error  # fmt: skip
+
+
+def check_data(data: Data, *, tokenizer: Path | None = None) -> None:
+    """Local data files exist and every line of them parses; some prompt is short enough.
+
+    Args:
+        tokenizer: a tokenizer.json to count with; None does not count.
+
+    Raises:
+        UserError: naming the key, or file and line.
+    """
+    if isinstance(data, JsonlData):
+        from kdrun.data.encoding import check_some_prompt_fits
+        from kdrun.data.jsonl import iterate_jsonl
+        from kdrun.data.sources import check_jsonl_splits
+        from kdrun.data.template import render_prompt
+
+        check_jsonl_splits(data.path, data.valid_path, data.test_path)
+        if tokenizer is not None and data.overlong == "drop" and data.template != "chat":
+            read = read_tokenizer(tokenizer, key="data.max_prompt_tokens")
+            check_some_prompt_fits(
+                (render_prompt(example, data.template) for example in iterate_jsonl(data.path)),
+                lambda prompt: len(read.encode(prompt, add_special_tokens=False)),
+                max_prompt_tokens=data.max_prompt_tokens,
+            )
     elif isinstance(data, HubData):
         if data.path is not None and not Path(data.path).is_dir():
             raise UserError(
@@ -208,3 +266,34 @@ def check_resume(config: TrainConfig, run: RunDirectory, named: list[str]) -> No
             f"resume={run.path}: the run was started with {key}={before.get(key)}, now {key}={now.get(key)} "
             f"(differing: {', '.join(differ)}); name a key on the command line to change it on purpose"
         )
+
+
+# What a run is made of, as run.json has it, and the groups whose words change it on purpose.
+MATERIAL = {
+    ("data", "sha256"): "data", ("data", "valid_sha256"): "data",
+    ("teacher", "sha256"): "pair", ("teacher", "weights_sha256"): "pair",
+}  # fmt: skip
+
+
+def check_material(run: RunDirectory, facts: Mapping[str, Any]) -> None:
+    """A run that goes on from a checkpoint has the rows and the teacher that it had, unless other words were typed.
+
+    Args:
+        facts: of this attempt, as they will stand in run.json.
+
+    Raises:
+        UserError: when a file has changed under the same words.
+    """
+    record = run.record
+    earlier = next((attempt for attempt in reversed(record["attempts"]) if "data" in attempt), None)
+    if earlier is None:
+        return
+    for (part, key), group in MATERIAL.items():
+        before, now = ((of.get(part) or {}).get(key) for of in (earlier, facts))
+        words = [[w for w in of["overrides"] if re.match(rf"[+~]*{group}[.=]", w)] for of in (earlier, record)]
+        if before is not None and now is not None and before != now and words[0] == words[1]:
+            rows = " and ".join(f"{of['data']['rows']:,} rows" for of in (earlier, facts)) if part == "data" else ""
+            raise UserError(
+                f"resume={run.path}: {part}.{key} was {before[:12]}..., now {now[:12]}...{rows and f' ({rows})'}: the "
+                f"{part} has changed since the checkpoint; put the old files back, or start a new run"
+            )

@@ -14,8 +14,9 @@ from kdrun.commands.assembly import EvaluationSet, Models
 from kdrun.commands.teachers import AnyTeacher, shared_rows_of
 from kdrun.config import Data, Evaluation
 from kdrun.data.encoding import EncodedSet
-from kdrun.runs.directory import json_lines, write_json, write_text
+from kdrun.runs.directory import write_json, write_text
 from kdrun.runs.progress import progress
+from kdrun.runs.records import json_lines
 from kdrun.runs.tracker import Tracker
 
 PerExample = dict[str, list[float]]  # metric -> one value an example

@@ -19,7 +19,7 @@ from kdrun.models.vocabulary import shared_rows
 from kdrun.runs.directory import claim
 from kdrun.runs.progress import progress
 from kdrun.teachers.hashing import file_sha256, tokenizer_sha256, weights_sha256
-from kdrun.teachers.listing import record_use
+from kdrun.teachers.listing import record_use, spell_bytes
 from kdrun.teachers.live import LiveTeacher, Teacher
 from kdrun.teachers.manifest import (
     MANIFEST,
@@ -118,13 +118,13 @@ def check_context(model: Any, max_tokens: int, *, role: str) -> None:
         raise UserError(f"data.max_tokens={max_tokens}: the {role} has {limit} positions; lower it")
 
 
-def preflight(model: Any, rows: EncodedSet, *, pad_id: int, name: str) -> None:
-    """head(hidden) is the model's own logits, on a few rows."""
+def preflight(model: Any, rows: EncodedSet, *, pad_id: int, name: str) -> float:
+    """Largest difference of head(hidden) from the model's own logits on a few rows, relative to their spread."""
     from kdrun.data.scored import collate
     from kdrun.models.heads import check_head
 
     ids, _ = collate([rows.row(i) for i in range(min(2, len(rows)))], pad_id)
-    check_head(model, ids.to(next(model.parameters()).device), name=name)
+    return check_head(model, ids.to(next(model.parameters()).device), name=name)
 
 
 class Caches:
@@ -245,7 +245,7 @@ class Caches:
 
         import torch
 
-        from kdrun.teachers.building import build, check_disk, estimate_bytes, spell_bytes
+        from kdrun.teachers.building import build, check_disk, estimate_bytes
         from kdrun.teachers.cached import HEAD, save_head
 
         rows = [self.sets[name] for name in names]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from kdrun.commands.assembly import (
     Models,
@@ -15,11 +16,15 @@ from kdrun.commands.assembly import (
     build_models,
     choose_device,
     choose_precision,
+    chosen_loss,
+    cpu_threads,
     describe,
     load_data,
     relative,
     run_sets,
 )
+from kdrun.commands.doctor import check_start
+from kdrun.commands.preconditions import check_material
 from kdrun.commands.scoring import check_room, evaluate_model
 from kdrun.commands.teachers import (
     Caches,
@@ -30,16 +35,17 @@ from kdrun.commands.teachers import (
     preflight,
     run_live,
 )
-from kdrun.config import CachedTeacher, TrainConfig, loss_parameters
+from kdrun.config import CachedTeacher, TrainConfig
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.unicode_names import unidata_version
-from kdrun.errors import UserError
 from kdrun.models.loading import quiet_libraries, save_model
 from kdrun.runs.directory import MetricsFile, RunDirectory, drop_lines_after, write_json
+from kdrun.runs.folders import remove_leftovers, replace_folder
 from kdrun.runs.progress import progress
+from kdrun.runs.signals import HeldSignals
 from kdrun.runs.sweep import objective
 from kdrun.runs.tracker import Tracker
-from kdrun.training.checkpoints import Checkpoint, find_checkpoints, save_checkpoint
+from kdrun.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +63,7 @@ def train(config: TrainConfig, directory: Path, *, overrides: Sequence[str], gro
         overrides=_without_resume(overrides),
         extra={"name": config.name, "group": group},
     )
-    with run.recorded():
+    with run.recorded(), cpu_threads(config.train.threads):
         return Training(config, run, group=group).run_all()
 
 
@@ -72,9 +78,13 @@ class Training:
     def __init__(self, config: TrainConfig, run: RunDirectory, *, group: str | None) -> None:
         self.config, self.run, self.group = config, run, group
         self.checkpoints = run.path / "checkpoints"
-        found = find_checkpoints(self.checkpoints) if config.resume else []
-        self.resumed: Checkpoint | None = found[-1] if found else None
+        self.attempts: list[dict[str, Any]] = run.record["attempts"]
+        self.run_id = next((earlier["run_id"] for earlier in self.attempts if "run_id" in earlier), uuid4().hex)
+        run.note(run_id=self.run_id)
+        remove_leftovers(run.path)
+        self.resumed: Checkpoint | None = newest_checkpoint(self.checkpoints, run=self.run_id)
         self.metrics: dict[str, Any] = {}
+        self.validated: set[int] = set()
 
     def run_all(self) -> float:
         """Load, check, train, save, validate, evaluate; the run directory holds everything at the end."""
@@ -85,7 +95,7 @@ class Training:
         device = choose_device(config.train.device)
         torch.manual_seed(config.seed)
         splits = load_data(config.data)
-        loss = self._loss()
+        loss = chosen_loss(config.loss)
         models = build_models(
             config.pair, config.data, splits, role=config.role, seed=config.seed,
             start=str(self.resumed.student) if self.resumed else None,
@@ -94,14 +104,16 @@ class Training:
         sets = run_sets(config, splits, models.tokenizer, needs_teacher=loss.needs_teacher)
         rows, valid = sets.train, sets.valid
         check_room(models.student, sets.evaluated, config.eval)
-        preflight(models.student, rows, pad_id=models.tokenizer.pad_token_id, name="student")
+        head = preflight(models.student, rows, pad_id=models.tokenizer.pad_token_id, name="student")
         accelerator = self._accelerator(device)
         teacher = self._teacher(models, sets, device=accelerator.device)
         self._note(models, teacher, rows, valid)
+        taught = teacher.sets.get("train") if loss.needs_teacher else None
+        canaries = check_start(config, models, loss, rows, splits, teacher=taught, accelerator=accelerator)
+        self.run.note(canaries={"head": head, **canaries})
         tracker = self._tracker()
         try:
             self._optimise(models, teacher, loss, rows=rows, valid=valid, tracker=tracker, accelerator=accelerator)
-            self._save(models)
             self.metrics["train_s"] = round(time.monotonic() - started, 2)
             if config.evaluate:
                 summary = evaluate_model(
@@ -120,15 +132,6 @@ class Training:
         return found[1] if found else float("nan")
 
     # -- parts --------------------------------------------------------------------------------------------------------
-
-    def _loss(self) -> Any:
-        from kdrun.losses import MatchedGradient, make_loss
-
-        try:
-            loss = make_loss(self.config.loss.name, **loss_parameters(self.config.loss))
-        except ValueError as error:
-            raise UserError(f"loss={self.config.loss.name}: {error}") from error
-        return MatchedGradient(loss) if getattr(self.config.loss, "match_grad_norm", False) else loss
 
     def _teacher(self, models: Models, sets: RunSets, *, device: Any) -> RunTeacher:
         """The teacher of every set that asks one: loaded, or its caches opened (and made when they are missing)."""
@@ -180,6 +183,7 @@ class Training:
             facts["shared_vocabulary"] = teacher.rows
         if self.resumed:
             facts["resumed_from_step"] = self.resumed.step
+            check_material(self.run, facts)
         self.run.note(**facts)
 
     def _tracker(self) -> Tracker:
@@ -200,17 +204,16 @@ class Training:
         return tracker
 
     def _earlier_tracker_id(self) -> str | None:
-        attempts = self.run.record["attempts"]
-        return attempts[-1].get("wandb_id") if self.resumed and attempts else None
+        found = (attempt["wandb_id"] for attempt in reversed(self.attempts) if attempt.get("wandb_id"))
+        return next(found, None) if self.resumed else None
 
     def _save(self, models: Models) -> None:
-        """The trained model, in student/ or teacher/; an earlier one of a resumed run makes room when it is whole."""
+        """The trained model, in student/ or teacher/; an earlier one of a resumed run goes when it is whole."""
         folder = self.run.path / self.config.role
-        old = folder.with_name(f".{folder.name}.old")
-        if folder.exists():
-            folder.rename(old)
-        save_model(models.student, models.tokenizer, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        aside = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        save_model(models.student, models.tokenizer, aside)
+        replace_folder(aside, folder)
 
     # -- the optimisation ---------------------------------------------------------------------------------------------
 
@@ -225,6 +228,7 @@ class Training:
         tracker: Tracker,
         accelerator: Any,
     ) -> None:
+        """Train and save the student. Ctrl-C and SIGTERM wait for the end of a step and leave a checkpoint."""
         import torch
 
         from kdrun.training.batches import total_steps
@@ -256,9 +260,9 @@ class Training:
             teacher=teacher.sets.get("train") if loss.needs_teacher else None,
             pad_id=tokenizer.pad_token_id,
         )  # fmt: skip
-        start = self._restore(optimizer, loss)
+        start, earlier_s = self._restore(optimizer, loss, loop)
         file = MetricsFile(self.run.path / "metrics.jsonl")
-        begun = time.monotonic()
+        begun, saved, held = time.monotonic() - earlier_s, start, HeldSignals()
 
         def report(step: int, values: dict[str, float], part: str = "train") -> None:
             values = {f"{part}/{name}": value for name, value in values.items()}
@@ -267,10 +271,25 @@ class Training:
             self.metrics |= values
 
         def validate(step: int) -> None:
-            report(step, self._validate(models, teacher, valid), part="valid")
+            due = step in (0, num_steps) or (settings.valid_every and step % settings.valid_every == 0)
+            if due and step not in self.validated:
+                size = loop.micro_batch_size or settings.batch_size
+                report(step, self._validate(models, teacher, valid, batch_size=size), part="valid")
+
+        def save(step: int) -> None:
+            nonlocal saved
+            file.sync()
+            state = {"loss": loss.state_dict(), "loop": loop.state_dict(), "time_s": time.monotonic() - begun}
+            save_checkpoint(
+                self.checkpoints, step, run=self.run_id, model=models.student, tokenizer=tokenizer, optimizer=optimizer,
+                state=state, keep=settings.keep_checkpoints,
+            )  # fmt: skip
+            saved = step
 
         def on_step(step: int, values: dict[str, float] | None) -> None:
             bar()
+            if step == start + 1 and loop.micro_batch_size != settings.micro_batch_size:
+                self.run.note(micro_batch_size=loop.micro_batch_size)  # memory did not suffice for what was asked
             if values is not None:
                 values |= {
                     "epoch": step * settings.batch_size / len(rows),
@@ -279,41 +298,47 @@ class Training:
                 report(step, values)
                 bar.show(_beside(values))
             if settings.save_every and (step % settings.save_every == 0 or step == num_steps):
-                save_checkpoint(
-                    self.checkpoints, step, model=models.student, tokenizer=tokenizer, optimizer=optimizer,
-                    state={"loss": loss.state_dict()}, keep=settings.keep_checkpoints,
-                )  # fmt: skip
-            if settings.valid_every and step % settings.valid_every == 0 and step < num_steps:
-                validate(step)
+                save(step)
 
         try:
-            if start == 0:
-                validate(0)
+            validate(start)
             with progress(self.config.name, num_steps, done=start) as bar:
-                loop.run(start_step=start, on_step=on_step)
-            validate(num_steps)
+                loop.run(start_step=start, on_step=on_step, between=validate, held=held)
+            with held:
+                self._save(models)
+        except (KeyboardInterrupt, SystemExit):
+            if loop.steps_done > saved and not held.broken:
+                save(loop.steps_done)
+            if saved:
+                log.info("stopped; kdrun train resume=%s goes on after step %d", relative(self.run.path), saved)
+            raise
         finally:
             file.close()
         models.student.eval()
         self.metrics |= {"steps": num_steps, "loop_s": round(time.monotonic() - begun, 2)}
 
-    def _restore(self, optimizer: Any, loss: Any) -> int:
-        """Go on from the newest checkpoint of a resumed run; returns the steps done."""
-        if self.config.resume:
-            drop_lines_after(self.run.path / "metrics.jsonl", self.resumed.step if self.resumed else -1)
+    def _restore(self, optimizer: Any, loss: Any, loop: Any) -> tuple[int, float]:
+        """Go on from the checkpoint of a resumed run; returns the steps done and the seconds that they took."""
+        step = self.resumed.step if self.resumed else 0
+        if self.config.resume:  # of step 0, the lines are made again when there is no checkpoint
+            for line in drop_lines_after(self.run.path / "metrics.jsonl", step or -1):
+                values = {name: value for name, value in line.items() if "/" in name}
+                self.metrics |= values
+                self.validated |= {line["step"] for name in values if name.startswith("valid/")}
         if self.resumed is None:
-            return 0
+            return 0, 0.0
         state = self.resumed.restore(optimizer)
         loss.load_state_dict(state["loss"])
-        log.info("resumed after step %d", self.resumed.step)
-        return self.resumed.step
+        loop.load_state_dict(state["loop"])
+        log.info("resumed after step %d", step)
+        return step, state["time_s"]
 
-    def _validate(self, models: Models, teacher: RunTeacher, valid: EncodedSet) -> dict[str, float]:
+    def _validate(self, models: Models, teacher: RunTeacher, valid: EncodedSet, *, batch_size: int) -> dict[str, float]:
         from kdrun.evaluation.agreement import agreement
 
         return agreement(
             models.student, teacher.sets.get("valid"), valid, pad_id=models.tokenizer.pad_token_id, rows=teacher.rows,
-            batch_size=self.config.train.micro_batch_size or self.config.train.batch_size,
+            batch_size=batch_size,
         ).means  # fmt: skip
 
 

@@ -63,11 +63,15 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """`kdrun evaluate`: exactly one of run=DIR, student=PATH or pair=NAME says what is evaluated."""
+    """`kdrun evaluate`: exactly one of run=DIR, student=PATH or pair=NAME says what is evaluated.
+
+    `trust_remote_code`: of the models of run= and student=; what a run's record says of it is not followed.
+    """
 
     run: str | None
     student: str | None
     teacher_path: str | None
+    trust_remote_code: bool
     role: Literal["student", "teacher", "sft"]
     seed: CountOrZero
     name: Name

@@ -110,7 +110,7 @@ Data = Annotated[EmbeddedData | JsonlData | HubData, Field(discriminator="name")
 
 class Train(Section):
     """One optimisation. Durations are in optimiser steps; a batch is the rows of one optimiser step on all ranks, a
-    micro-batch the most rows of one forward pass."""
+    micro-batch the most rows of one forward pass; threads those of torch on a CPU."""
 
     epochs: Positive
     max_steps: Count | None
@@ -133,6 +133,7 @@ class Train(Section):
     watch_teacher: bool
     save_every: Count | None
     keep_checkpoints: Count
+    threads: Count | None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 

@@ -28,7 +28,8 @@ def _known_loss(spec: str | dict[str, Any]) -> str | dict[str, Any]:
         for fault in error.errors():
             if fault["type"] != "missing":
                 said = fault["msg"][0].lower() + fault["msg"][1:]
-                raise ValueError(f"study.losses: {name} with {fault['loc'][0]}={fault['input']}: {said}") from error
+                at = fault.get("ctx", {}) if not fault["loc"] else {"key": fault["loc"][0], "input": fault["input"]}
+                raise ValueError(f"study.losses: {name} with {at['key']}={at['input']}: {said}") from error
     return spec
 
 

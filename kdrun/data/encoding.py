@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,6 +142,20 @@ def encode(
         num_cut_prompts=num_cut_prompts,
         num_cut_responses=num_cut_responses,
     )
+
+
+def check_some_prompt_fits(
+    prompts: Iterable[str], count_tokens: Callable[[str], int], *, max_prompt_tokens: int
+) -> None:
+    """Look for a prompt that is not overlong, and no further; for `overlong="drop"`.
+
+    Raises UserError as `encode`, when there is none.
+    """
+    number = 0
+    for number, prompt in enumerate(prompts, start=1):  # noqa: B007 - the count, after the loop
+        if count_tokens(prompt) <= max_prompt_tokens:
+            return
+    raise UserError(_nothing_left(number, max_prompt_tokens))
 
 
 def _encoded_pairs(

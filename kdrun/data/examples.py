@@ -46,14 +46,14 @@ def split_by_hash(examples: Sequence[Example], valid_percent: int = 5, *, test_p
         raise ValueError(f"valid_percent={valid_percent}, test_percent={test_percent}: from 0 up, below 100 together")
     splits = Splits(train=[], valid=[], test=[])
     for example in examples:
-        place = hash_percent(example)
-        if place < test_percent:
-            splits.test.append(example)
-        elif place < test_percent + valid_percent:
-            splits.valid.append(example)
-        else:
-            splits.train.append(example)
+        getattr(splits, split_of(example, valid_percent, test_percent=test_percent)).append(example)
     return splits
+
+
+def split_of(example: Example, valid_percent: int, *, test_percent: int) -> str:
+    """train, valid or test: where `split_by_hash` puts an example."""
+    place = hash_percent(example)
+    return "test" if place < test_percent else "valid" if place < test_percent + valid_percent else "train"
 
 
 def fill_splits(train: Sequence[Example], valid: Sequence[Example] | None, test: Sequence[Example] | None) -> Splits:

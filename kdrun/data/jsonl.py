@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO, NoReturn
 
 from kdrun.data.examples import Example
@@ -68,13 +69,17 @@ def example_from_row(row: Mapping[str, Any], where: str) -> Example:
 
 def _open(path: str | Path, key: str) -> BinaryIO:
     try:
-        return Path(path).expanduser().open("rb")
+        file = Path(path).expanduser()
+        if not S_ISREG(file.stat().st_mode) and not file.is_dir():
+            raise UserError(f"{key}={path}: is a pipe or a device, and is read more than once; type {key}=FILE")
+        return file.open("rb")
     except FileNotFoundError:
         raise UserError(f"{key}={path}: no such file; type {key}=FILE, a file of JSON lines") from None
     except IsADirectoryError:
         raise UserError(f"{key}={path}: is a folder; type {key}=FILE, a file of JSON lines") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}={_shown(str(path))}: cannot be read ({error}); type {key}=FILE") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}={_shown(str(path))[1:-1]}: cannot be read ({why}); type {key}=FILE") from None
 
 
 def _read_line(file: BinaryIO, path: str | Path, max_line_bytes: int, number: int) -> bytes:

@@ -1,8 +1,9 @@
 """Every data set by its name in the config: `data=unicode`, `docstrings`, `jsonl`, `dolly`, `ultrachat`."""
 
 import logging
+from collections import Counter
 
-from kdrun.data.examples import Splits, count_shared_prompts, fill_splits, split_by_hash
+from kdrun.data.examples import Splits, count_shared_prompts, fill_splits, split_by_hash, split_of
 from kdrun.errors import UserError
 
 SOURCES = ("unicode", "docstrings", "jsonl", "dolly", "ultrachat")
@@ -32,17 +33,37 @@ def load_splits(
         raise UserError(f"data={name}: must be one of {', '.join(SOURCES)}; type data=unicode")
     _refuse_unused_keys(name, path=path, valid_path=valid_path, test_path=test_path, revision=revision)
     splits = _load(name, path, valid_path, test_path, revision)
-    if not splits.train or not splits.valid:
-        mend = "type data.valid_path=FILE" if name == "jsonl" else "give a larger set"
-        raise UserError(
-            f"data.path={path}: {len(splits.train)} examples are too few to carve a validation split by hash; {mend}"
-        )
+    _refuse_empty(name, path, num_train=len(splits.train), num_valid=len(splits.valid))
     if not splits.test:
         logger.warning("data=%s: the test split carved by hash is empty", name)
     for held_out, examples in (("validation", splits.valid), ("test", splits.test)):
         if shared := count_shared_prompts(examples, splits.train):
             logger.warning("data=%s: %d of %d %s prompts stand in train too", name, shared, len(examples), held_out)
     return splits
+
+
+def check_jsonl_splits(path: str, valid_path: str | None, test_path: str | None) -> None:
+    """Every line of the files is checked and none kept, and enough of them are there to divide.
+
+    Raises UserError as `load_splits`.
+    """
+    from kdrun.data.jsonl import check_jsonl, iterate_jsonl
+
+    shares = {"valid_percent": 5 if valid_path is None else 0, "test_percent": 5 if test_path is None else 0}
+    found = Counter(split_of(example, **shares) for example in iterate_jsonl(path))
+    for key, held_out in (("valid", valid_path), ("test", test_path)):
+        if held_out is not None:
+            found[key] = check_jsonl(held_out, key=f"data.{key}_path")
+    _refuse_empty("jsonl", path, num_train=found["train"], num_valid=found["valid"])
+
+
+def _refuse_empty(name: str, path: str | None, *, num_train: int, num_valid: int) -> None:
+    if not num_train or not num_valid:
+        mend = "type data.valid_path=FILE" if name == "jsonl" else "give a larger set"
+        raise UserError(
+            f"data.path={path}: {num_train + num_valid} examples are too few to carve a validation split by hash; "
+            f"{mend}"
+        )
 
 
 def _load(name: str, path: str | None, valid_path: str | None, test_path: str | None, revision: str | None) -> Splits:
@@ -73,6 +94,8 @@ def _load_jsonl(path: str | None, valid_path: str | None, test_path: str | None)
     if path is None:
         raise UserError("data=jsonl: needs a file to train on; type data.path=FILE")
     train = read_jsonl(path)
+    if repeated := len(train) - len(set(train)):
+        logger.warning("%s: %d of %d rows repeat an earlier one; each is trained on", path, repeated, len(train))
     valid = read_jsonl(valid_path, key="data.valid_path") if valid_path is not None else None
     test = read_jsonl(test_path, key="data.test_path") if test_path is not None else None
     missing = [word for word, part in (("validation", valid), ("test", test)) if part is None]

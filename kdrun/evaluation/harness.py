@@ -186,7 +186,7 @@ def _local_tasks(folder: str | None) -> dict[str, dict[str, Any]]:
         raise UserError(f"eval.harness_path={folder}: no such folder; type eval.harness_path=FOLDER with YAML tasks")
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(root.rglob("*.yaml")):
-        config = _read_yaml(path)
+        config = _read_yaml(path, root)
         tags = config.get("tag") or []
         for name in (config.get("group", config.get("task")), *([tags] if isinstance(tags, str) else tags)):
             if isinstance(name, str):
@@ -194,8 +194,8 @@ def _local_tasks(folder: str | None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A task file with what it includes; raises UserError when it would have the library run code."""
+def _read_yaml(path: Path, root: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A task file with what it includes below `root`; raises UserError when it would have the library run code."""
 
     class Loader(yaml.SafeLoader):
         pass
@@ -227,7 +227,9 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     includes = config.pop("include", [])
     merged: dict[str, Any] = {}
     for include in [includes] if isinstance(includes, str) else includes:
-        merged |= _read_yaml(path.parent / include, (*seen, path))
+        if not (path.parent / include).resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{path}: includes {include}, outside of eval.harness_path; copy that file there")
+        merged |= _read_yaml(path.parent / include, root, (*seen, path))
     return merged | config
 
 

@@ -5,7 +5,6 @@ each is made impossible or refused here.
 """
 
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
+from kdrun.untrusted import check_model_folder, shard_names
 
 NO_LIMIT = 1_000_000  # a tokenizer without model_max_length says 1e30
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """The key that names such a model: what kind it must be, and a value that always works, for the messages."""
+    """The key that names such a model: what kind it must be, a value that always works, and the class of transformers
+    that loads it, for the messages."""
 
     key: str
     kind: str
     instead: str
+    loader: str
 
 
 def find_checkpoint(name: str, where: ModelKey) -> str:
@@ -34,6 +36,7 @@ def find_checkpoint(name: str, where: ModelKey) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{where.key}={name}: no config.json in this folder; give the folder of {where.kind}")
+        check_model_folder(folder, key=f"{where.key}={name}", loader=where.loader)
         return str(folder)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(
@@ -107,7 +110,7 @@ def _sha256_of_weights(folder: Path) -> str:
         if (folder / stem).is_file():
             names = [stem]
         elif index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = shard_names(index, key=str(folder))
         else:
             continue
         digest = hashlib.sha256()

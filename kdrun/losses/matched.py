@@ -108,4 +108,4 @@ class MatchedGradient(Loss):
         if own is None or forward is None:
             raise ValueError("state of a matched gradient: own_squares and forward_squares must be numbers")
         self.loss.load_state_dict({k.removeprefix("loss."): v for k, v in state.items() if k.startswith("loss.")})
-        self.own_squares, self.forward_squares = own, forward
+        self.own_squares, self.forward_squares, self._measured = own, forward, []

@@ -75,6 +75,10 @@ def check_head(model: Any, ids_BT: Tensor, *, name: str) -> float:
     own = model(input_ids=ids_BT, use_cache=False).logits.float()
     made = head_of(model)(hidden_states(model, ids_BT)).float()
     model.train(training)
+    if not own.isfinite().all():
+        raise UserError(
+            f"{name}: its logits are NaN or infinite on the first rows: a broken checkpoint, or too large for fp16"
+        )
     if own.shape != made.shape:
         raise UserError(f"{name}: head gives {tuple(made.shape)} logits, the model {tuple(own.shape)}; not supported")
     difference = float((own - made).abs().max() / own.std().clamp_min(1e-6))

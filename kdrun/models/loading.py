@@ -1,4 +1,4 @@
-"""Checkpoints and tokenizers from folders, run directories and the hub; no pickle is ever executed."""
+"""Checkpoints and tokenizers from folders, run directories and the hub; no pickle of a folder is ever opened."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
+from kdrun.untrusted import check_model_config, check_model_folder, printable, refuse_links_out
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -17,12 +18,16 @@ def locate(reference: str, *, key: str) -> str:
     """What `from_pretrained` should be given: a model folder, the model inside a run directory, or a hub name.
 
     Raises:
-        UserError: naming `key`, when the reference is a path that is not there, or a folder without a model.
+        UserError: naming `key`, when the reference is a path that is not there, or a folder without a model, with a
+            pickle for its weights or with links that lead out of it.
     """
     path = Path(reference).expanduser()
     if path.is_dir():
         for folder in (path, path / "student", path / "teacher"):
             if (folder / "config.json").is_file():
+                if folder != path:
+                    refuse_links_out(path, key=f"{key}={reference}")
+                check_model_folder(folder, key=f"{key}={reference}")
                 return str(folder)
         raise UserError(
             f"{key}={reference}: no config.json there, nor in its student/ or teacher/: not a finished run or model"
@@ -80,25 +85,37 @@ def quiet_libraries() -> None:
 def load_model(reference: str, *, key: str, dtype: str = "fp32", trust_remote_code: bool = False) -> Any:
     """A causal language model in the given dtype (fp32, bf16, fp16), on the CPU, in evaluation mode.
 
-    safetensors are read; a .bin goes through torch's weights-only unpickler, which executes nothing.
+    safetensors are read. A .bin of the hub goes through torch's weights-only unpickler, which executes nothing (the
+    published teacher of pair=gpt2 is one); a folder's is refused.
 
     Raises:
         UserError: naming `key`, when there is nothing to load or a weight is missing from the checkpoint.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     place = locate(reference, key=key)
     try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        check_model_config(config, key=f"{key}={reference}")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=getattr(torch, DTYPES[dtype]), trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+            place, config=config, dtype=getattr(torch, DTYPES[dtype]), trust_remote_code=trust_remote_code,
+            use_safetensors=True if Path(place).is_dir() else None, output_loading_info=True,
+        )  # fmt: skip
+    except UserError:
+        raise
     except Exception as error:  # transformers, hub, safetensors and torch each raise their own
         raise UserError(f"{key}={reference}: cannot be loaded ({_first_line(error)})") from error
     model, report = loaded
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise UserError(f"{key}={reference}: the checkpoint lacks {len(missing)} weights, {missing[0]} among them")
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{key}={reference}: the weight {name} holds NaN or infinity; take an earlier checkpoint")
+    with torch.no_grad():  # safetensors maps float32 weights from their file: one that is cut short would end the run
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
     return model.eval()
 
 
@@ -126,14 +143,14 @@ def load_tokenizer(reference: str, *, key: str, trust_remote_code: bool = False)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model and its tokenizer in the Hugging Face format (safetensors), aside and renamed."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    aside.replace(folder)
+    """Write a model and its tokenizer in the Hugging Face format (safetensors), file by file: see `replace_folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _first_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     logging.getLogger(__name__).debug("loading failed", exc_info=error)
+    if "trust_remote_code" in text:
+        return "it brings code of its own, which runs only where trust_remote_code=true is typed (pair. of train)"
     return f"{type(error).__name__}: {text[:200]}"

@@ -6,12 +6,14 @@ file and a killed run still says what it was.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,26 +22,76 @@ from typing import Any
 import yaml
 
 from kdrun.errors import UserError
+from kdrun.runs.folders import remove_leftovers
 from kdrun.runs.provenance import provenance
+from kdrun.runs.records import check_run, json_lines, read_json
+from kdrun.secrecy import without_secrets
 
 RECORD = "run.json"
-STATES = ("running", "done", "failed", "interrupted")
+# What a person can do about a disk that takes nothing more.
+DISK = {
+    errno.ENOSPC: "make room on the disk", errno.EDQUOT: "make room in your quota", errno.EROFS: "choose another place",
+    errno.EFBIG: "allow larger files (ulimit -f)", errno.EACCES: "get the right to use it",
+}  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: aside, flushed to the disk, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: Any) -> None:
+    """Write a file whole or not at all: aside, flushed to the disk, then renamed; nothing stays aside on a full disk.
+
+    Raises:
+        OSError: of the disk, with the file's name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all; NaN and infinity are written as null, for every reader's sake."""
-    write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _json(content))
+
+
+def _json(content: Any) -> str:
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def _overwrite(path: Path, text: str) -> bool:
+    """Whether a file was written over in place, which needs no room on a full disk when it has got the blocks."""
+    content = text.encode()
+    try:
+        if path.stat().st_blocks * 512 < len(content):
+            return False
+        with path.open("r+b") as file:
+            file.write(content)
+            file.truncate()
+        return True
+    except OSError:
+        return False
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """Why a file could not be written or opened, in a line, when that is the disk's doing; None for any other error."""
+    told = re.search(r"os error (\d+)", str(error))  # safetensors raises its own
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number not in DISK:
+        return None
+    place = getattr(error, "filename", None) or "the run directory"
+    return f"{place}: {os.strerror(number)}; {DISK[number]}, then run again, or go on (kdrun train resume=DIR)"
 
 
 def _plain(value: Any) -> Any:
@@ -50,23 +102,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not (abs(value) < float("inf")):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def read_json(path: Path, *, key: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: naming `key`, when the file is missing, unreadable or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{key}: no {path.name} in {path.parent}, so it is not a run directory of kdrun") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{key}: {path} does not hold a JSON object")
-    return content
 
 
 @dataclass
@@ -84,9 +119,11 @@ class RunDirectory:
             UserError: naming `key`, when the folder is missing or is no run directory.
         """
         path = Path(folder)
-        if not path.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             raise UserError(f"{key}={folder}: no such folder")
-        return cls(path, read_json(path / RECORD, key=f"{key}={folder}"))
+        record = read_json(path / RECORD, key=f"{key}={folder}")
+        check_run(record, at=f"{key}={folder}: {path / RECORD}")
+        return cls(path, record)
 
     @classmethod
     def start(
@@ -138,22 +175,33 @@ class RunDirectory:
             yield
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._end("interrupted" if interrupted else "failed", start, f"{type(error).__name__}: {error}")
+            said = without_secrets(f"{type(error).__name__}: {error}")
+            if disk_trouble(error):
+                with suppress(OSError):  # what was half written takes the room that the record needs
+                    remove_leftovers(self.path)
+                    remove_leftovers(self.path / "checkpoints")
+            self._end("interrupted" if interrupted else "failed", start, said)
             if not interrupted:
-                logging.getLogger(__name__).debug("run failed", exc_info=True)
+                log.debug("run failed", exc_info=True)
             raise
         self._end("done", start, None)
 
     def _end(self, status: str, start: float, error: str | None) -> None:
         ended = datetime.now().astimezone().isoformat(timespec="seconds")
-        self.note(status=status, error=error, ended=ended, duration_s=round(time.monotonic() - start, 3))
+        try:
+            self.note(status=status, error=error, ended=ended, duration_s=round(time.monotonic() - start, 3))
+        except OSError as trouble:
+            if status == "done":
+                raise
+            if not _overwrite(self.path / RECORD, _json(self.record)):
+                log.error("%s cannot be written (%s), so it does not say: %s", self.path / RECORD, trouble, error)
 
     def config(self) -> dict[str, Any]:
         """The resolved config that the run was started with."""
         path = self.path / "config.yaml"
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
         if not isinstance(content, dict):
             raise UserError(f"{path}: does not hold a config")
@@ -211,6 +259,10 @@ class MetricsFile:
         """Append one line."""
         self._file.write(json.dumps(_plain(values), ensure_ascii=False) + "\n")
 
+    def sync(self) -> None:
+        """Have every line so far on the disk: a power cut must not leave a checkpoint without the lines before it."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -224,27 +276,21 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def json_lines(path: Path) -> list[str]:
-    """The lines of a JSON-lines file, none when it is not there; a newline alone ends one.
-
-    str.splitlines also breaks at U+0085 and U+2028, which stand unescaped in generated text.
-    """
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Take out of metrics.jsonl what a resumed run will do again: lines of later steps, and a torn last line."""
+def drop_lines_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Take out of metrics.jsonl what a resumed run will do again: lines of later steps, and a torn last line. Returns
+    the lines that stay."""
     if not path.exists():
-        return
-    kept = []
+        return []
+    kept = {}
     for line in json_lines(path):
         try:
             values = json.loads(line)
         except ValueError:
             continue
-        if values.get("step", 0) <= step:
-            kept.append(line)
+        if isinstance(values, dict) and values.get("step", 0) <= step:
+            kept[line] = values
     write_text(path, "".join(line + "\n" for line in kept))
+    return list(kept.values())
 
 
 def find_runs(folder: Path) -> list[RunDirectory]:

@@ -17,8 +17,11 @@ from statistics import mean
 from typing import Any
 
 from kdrun.errors import UserError
-from kdrun.runs.directory import RECORD, RunDirectory, flatten, read_json, write_json
+from kdrun.runs.directory import RECORD, RunDirectory, flatten, write_json
 from kdrun.runs.progress import FILE as PROGRESS
+from kdrun.runs.records import SWEEP as SWEEP_FIELDS
+from kdrun.runs.records import check_fields, read_json
+from kdrun.untrusted import printable
 
 SWEEP = "sweep.json"
 # What a sweep or a search minimises: the first of these that a run's summary has.
@@ -85,7 +88,9 @@ def read_sweep(folder: str | Path, *, key: str) -> dict[str, Any]:
     if not (path / SWEEP).exists():
         one = f"; for one run type kdrun train resume={folder}" if (path / RECORD).exists() else ""
         raise UserError(f"{key}={folder}: no {SWEEP} there, so it is not the folder of a sweep{one}")
-    return read_json(path / SWEEP, key=f"{key}={folder}")
+    content = read_json(path / SWEEP, key=f"{key}={folder}")
+    check_fields(content, SWEEP_FIELDS, at=f"{key}={folder}: {path / SWEEP}", whole=True)
+    return content
 
 
 def read_cells(folder: Path, *, since: str | None = None, known: dict[int, Cell] | None = None) -> list[Cell]:
@@ -114,6 +119,7 @@ def _read_cell(folder: Path, words: list[str], fixed: set[str] | None, since: st
         return Cell(number, folder, words)
     if fixed is not None:  # a search chose them
         words = [word for word in record["overrides"] if word.split("=")[0] not in fixed]
+    words = list(map(printable, words))
     status = record["status"]
     if since is not None and status in ("failed", "interrupted") and record["ended"] < since:
         return Cell(number, folder, words)
@@ -128,7 +134,8 @@ def _read_cell(folder: Path, words: list[str], fixed: set[str] | None, since: st
         )  # fmt: skip
     return Cell(
         number, folder, words, status, spent_s=record["duration_s"] or 0.0,
-        objective=objective(_content(folder / "summary.json")) if status == "done" else None, error=record["error"],
+        objective=objective(_content(folder / "summary.json")) if status == "done" else None,
+        error=record["error"] and printable(record["error"]),
     )  # fmt: skip
 
 

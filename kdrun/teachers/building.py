@@ -25,6 +25,8 @@ from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.errors import UserError
 from kdrun.runs.provenance import versions
+from kdrun.teachers.listing import spell_bytes
+from kdrun.teachers.live import refuse_not_finite
 from kdrun.teachers.manifest import MANIFEST, PARTIAL
 from kdrun.teachers.store import SHARD_BYTES, PartialStore, plan_layout
 
@@ -66,15 +68,6 @@ def check_disk(folder: Path, needed: int, *, key: str) -> int:
             f"that disk; make room, type {key}=DIR on a larger one, or use fewer rows (data.max_rows=N)"
         )
     return free
-
-
-def spell_bytes(count: float) -> str:
-    """Bytes as a person reads them: 917 B, 3.2 kB, 4.5 GB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def build(
@@ -164,6 +157,7 @@ def hidden_record(hidden: Callable[[Batch], Tensor], *, width: int, dtype: torch
 
     def of(batch: Batch) -> Tensor:
         hidden_NE = hidden(batch)
+        refuse_not_finite(hidden_NE, batch)
         if hidden_NE.dtype != dtype or hidden_NE.shape[1] != width:
             raise UserError(
                 f"pair.teacher: hidden states of width {hidden_NE.shape[1]}, {hidden_NE.dtype}, a head for {width}, "

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from kdrun.data.batch import Batch
 from kdrun.models.heads import Head
+from kdrun.runs.directory import write_bytes
 from kdrun.teachers.manifest import check_manifest, damaged, read_manifest
-from kdrun.teachers.store import Shards, write_bytes
+from kdrun.teachers.store import Shards
+from kdrun.untrusted import refuse_links_out
 
 HEAD = "head.safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -66,6 +68,7 @@ def open_cache(folder: Path, identity: dict[str, Any], *, key: str) -> Shards:
     Raises:
         UserError: naming the field that differs (after `key`), or the file that is missing, torn or altered.
     """
+    refuse_links_out(folder.parent, key=key)
     manifest = read_manifest(folder)
     check_manifest(folder, manifest, identity, key=key)
     return Shards(folder, manifest)

@@ -34,6 +34,15 @@ class Listed:
     last_used: str | None = None
 
 
+def spell_bytes(count: float) -> str:
+    """Bytes as a person reads them: 917 B, 3.2 kB, 4.5 GB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def record_use(folder: Path, reader: str) -> None:
     """Note that a run reads a cache: one line, appended at once, so that concurrent runs keep each other's.
 

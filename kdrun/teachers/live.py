@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdrun.data.batch import Batch
+from kdrun.errors import UserError
 from kdrun.models.heads import Head, head_of, scored_hidden_states
 
 
@@ -45,3 +46,17 @@ class LiveTeacher:
         autocast = torch.is_autocast_enabled(device_type) and self.head.weight_VD.dtype is torch.float32
         with torch.autocast(device_type, enabled=autocast, dtype=torch.get_autocast_dtype(device_type)):
             return scored_hidden_states(self.model, batch.groups)
+
+
+def refuse_not_finite(values: Tensor, batch: Batch) -> None:
+    """Every value of these scored tokens is finite.
+
+    Raises:
+        UserError: naming the teacher, and rows of the batch.
+    """
+    if not bool(values.isfinite().all()):
+        rows = ", ".join(map(str, batch.rows[:3].tolist()))
+        raise UserError(
+            f"pair.teacher: its logits are NaN or infinite on scored tokens (in the batch of rows {rows}, ...), so the "
+            "student was not updated from them; take a whole checkpoint, or type pair.teacher_dtype=fp32 if it is fp16"
+        )

@@ -22,6 +22,7 @@ from kdrun.data.encoding import EncodedSet
 from kdrun.errors import UserError
 from kdrun.runs.directory import write_json
 from kdrun.teachers.hashing import array_sha256, text_sha256
+from kdrun.untrusted import is_plain_name, printable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -97,12 +98,41 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise damaged(path, "is missing", folder) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"cannot be read ({' '.join(str(error).split())})", folder) from error
-    wanted = {"identity": dict, "files": dict, "head": dict, "row_bytes": int, "sha256": str}
-    if not isinstance(content, dict) or any(not isinstance(content.get(k), kind) for k, kind in wanted.items()):
-        raise damaged(path, "is not a manifest of a teacher cache", folder)
+    if wrong := _wrong_field(content):
+        raise damaged(path, f"is not a manifest of a teacher cache ({wrong})", folder)
+    if outside := [name for name in (*content["files"], *_head_files(content)) if not is_plain_name(name)]:
+        raise damaged(path, f"names the file {printable(str(outside[0]))}, outside of the cache", folder)
     return content
+
+
+def _wrong_field(content: Any) -> str | None:
+    """What is missing in a manifest, or of another kind than `building.build` writes; None when nothing is."""
+    if not isinstance(content, dict):
+        return "no JSON object"
+    wanted = {
+        "identity": dict,
+        "files": dict,
+        "head": dict,
+        "row_bytes": int,
+        "rows": int,
+        "tokens": int,
+        "sha256": str,
+    }
+    wanted |= {"width": int} if content.get("head") else {}
+    for name, kind in wanted.items():
+        if type(content.get(name)) is not kind or (kind is int and content[name] < 1):
+            return f"{name}={str(content[name])[:40]}" if name in content else f"no {name}"
+    for name, entry in [*content["files"].items(), *([("head", content["head"])] if content["head"] else [])]:
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(entry.get("sha256"), str):
+            return f"no size or no sha256 of {name}"
+    return None if content["files"] else "no files"
+
+
+def _head_files(content: dict[str, Any]) -> list[Any]:
+    return [content["head"].get("file")] if content["head"] else []
 
 
 def check_manifest(folder: Path, content: dict[str, Any], identity: dict[str, Any], *, key: str) -> None:

@@ -1,4 +1,4 @@
-"""The shards of a cache: fixed-size records, one a scored token, raw little-endian bytes, memory-mapped for reading.
+"""The shards of a cache: fixed-size records, one a scored token, raw little-endian bytes.
 
 Written aside, flushed, renamed and entered in a journal, one shard after the other, so that a build that was killed
 goes on after its last whole shard. Shapes: R rows of the set, B rows of a batch, N scored tokens, W bytes a token.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdrun.data.encoding import EncodedSet
-from kdrun.runs.directory import write_json
+from kdrun.runs.directory import write_bytes, write_json
 from kdrun.teachers.hashing import file_sha256, files_sha256
 from kdrun.teachers.manifest import damaged, read_manifest, write_manifest
 
@@ -64,16 +66,6 @@ def plan_layout(rows: EncodedSet, *, row_bytes: int, shard_bytes: int = SHARD_BY
 def shard_name(shard: int) -> str:
     """states-00000.bin, states-00001.bin, ..."""
     return f"states-{shard:05d}.bin"
-
-
-def write_bytes(path: Path, content: Any) -> None:
-    """Write a file whole or not at all: aside, flushed to the disk, then renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 class PartialStore:
@@ -142,8 +134,26 @@ def journaled(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def check_sizes(folder: Path, manifest: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    """The files that a manifest names, the head that its sets share among them, with what it says of each.
+
+    Raises:
+        UserError: naming a file that is missing or has another size, and the folder to delete for it.
+    """
+    files = {folder / name: entry for name, entry in manifest["files"].items()}
+    if head := manifest["head"]:
+        files[folder.parent / head["file"]] = head
+    for path, entry in files.items():
+        if not path.is_file():
+            raise damaged(path, "is missing", path.parent)
+        if _size(path) != entry["bytes"]:
+            why = f"has {_size(path):,} bytes where the manifest says {entry['bytes']:,}"
+            raise damaged(path, why, path.parent)
+    return files
+
+
 class Shards:
-    """A whole cache, opened: every file's checksum is looked at once a process, the shards are memory-mapped."""
+    """A whole cache, opened: every file's checksum is looked at once a process, the shards stay open."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any] | None = None) -> None:
         """
@@ -154,40 +164,29 @@ class Shards:
         self.manifest = manifest if manifest is not None else read_manifest(folder)
         self.row_bytes = int(self.manifest["row_bytes"])
         self._check_files()
-        self._map_files()
+        self._open_files()
 
     def _check_files(self) -> None:
-        files = {self.folder / name: entry for name, entry in self.manifest["files"].items()}
-        head = self.manifest["head"]
-        if head:
-            files[self.folder.parent / head["file"]] = head
-        for path, entry in files.items():
-            if not path.is_file():
-                raise damaged(path, "is missing", self._owner(path))
-            if _size(path) != entry["bytes"]:
-                why = f"has {_size(path):,} bytes where the manifest says {entry['bytes']:,}"
-                raise damaged(path, why, self._owner(path))
+        files = check_sizes(self.folder, self.manifest)
         for path, found in files_sha256(files).items():
             if found != files[path]["sha256"]:
-                raise damaged(path, "does not have the sha256 of the manifest, so it was altered", self._owner(path))
+                raise damaged(path, "does not have the sha256 of the manifest, so it was altered", path.parent)
 
-    def _owner(self, path: Path) -> Path:
-        """What to delete for a damaged file: its set, or all sets for the head that they share."""
-        return path.parent
-
-    def _map_files(self) -> None:
+    def _open_files(self) -> None:
         from safetensors.numpy import load_file
 
         table = load_file(self.folder / ROWS)
         self.start_R, self.length_R = table["start"], table["scored_lengths"]
         self.token_starts = table["token_starts"]
-        self.maps = [
-            np.memmap(
-                self.folder / shard_name(shard), dtype=np.uint8, mode="r",
-                shape=(int(self.token_starts[shard + 1] - start), self.row_bytes),
-            )
-            for shard, start in enumerate(self.token_starts[:-1])
-        ]  # fmt: skip
+        self.paths = [self.folder / shard_name(shard) for shard in range(len(self.token_starts) - 1)]
+        sizes = [(end - start) * self.row_bytes for start, end in pairwise(self.token_starts.tolist())]
+        inside = (self.start_R >= 0) & (self.length_R >= 0) & (self.start_R + self.length_R <= self.num_tokens)
+        if not inside.all() or sizes != [_size(path) for path in self.paths] or not self.row_bytes > 0:
+            raise damaged(self.folder / ROWS, "does not fit the shards beside it", self.folder)
+        _allow_open_files(len(self.paths))
+        # Open for as long as this is: a shard that is deleted or replaced meanwhile is read all the same.
+        self.files = [os.open(path, os.O_RDONLY) for path in self.paths]
+        weakref.finalize(self, _close, self.files)
 
     @property
     def num_tokens(self) -> int:
@@ -204,21 +203,45 @@ class Shards:
         return int(self.length_R[rows_B].sum())
 
     def read(self, rows_B: NDArray[np.int64], out_NW: NDArray[np.uint8]) -> None:
-        """The tokens of these rows, row after row, into `out_NW`: one gather a shard, no loop over rows."""
-        length_B, start_B = self.length_R[rows_B], self.start_R[rows_B]
-        ends_B = np.cumsum(length_B)
-        token_N = np.arange(len(out_NW)) + np.repeat(start_B - (ends_B - length_B), length_B)
-        shard_B = np.searchsorted(self.token_starts, start_B, side="right") - 1
-        cuts = [*(np.flatnonzero(np.diff(shard_B)) + 1).tolist(), len(rows_B)]
-        first = 0
-        for end in cuts:
-            if end == first:
-                continue
-            part = slice(int(ends_B[first] - length_B[first]), int(ends_B[end - 1]))
-            shard = int(shard_B[first])
-            # mode="clip" writes straight into `out`; "raise" would make a copy first
-            np.take(self.maps[shard], token_N[part] - self.token_starts[shard], axis=0, out=out_NW[part], mode="clip")
-            first = end
+        """The tokens of these rows, row after row, into `out_NW`.
+
+        Read, not memory-mapped: a file that is cut short meanwhile would end the process by SIGBUS, with no word of
+        why. As fast: 0.52 s a GB in batches of 32 rows, 0.61 s for one gather from the mapping.
+
+        Raises:
+            UserError: naming a shard that is shorter than it was, or cannot be read.
+        """
+        start_B = self.start_R[rows_B]
+        # A row without a scored token may begin where the last shard ends.
+        shard_B = np.minimum(np.searchsorted(self.token_starts, start_B, side="right"), len(self.paths)) - 1
+        place_B = (start_B - self.token_starts[shard_B]) * self.row_bytes
+        into, at = out_NW.data.cast("B"), 0
+        for shard, place, size in zip(
+            shard_B.tolist(), place_B.tolist(), (self.length_R[rows_B] * self.row_bytes).tolist(), strict=True
+        ):
+            try:
+                got = os.preadv(self.files[shard], [into[at : at + size]], place)
+            except OSError as error:
+                why = f"can no longer be read ({error.strerror})"
+                raise damaged(self.paths[shard], why, self.folder) from error
+            if got < size:
+                raise damaged(self.paths[shard], "is shorter than when it was opened", self.folder)
+            at += size
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def _allow_open_files(count: int) -> None:
+    """Have the system allow so many more open files, as far as it may."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == -1 else min(wanted, hard), hard))
 
 
 def _size(path: Path) -> int:

@@ -19,7 +19,7 @@ from kdrun.losses.buckets import bucketed_nats, teacher_buckets
 from kdrun.losses.interface import log_softmax
 from kdrun.models.heads import head_of, scored_hidden_states
 from kdrun.teachers.building import Record
-from kdrun.teachers.live import LiveTeacher
+from kdrun.teachers.live import LiveTeacher, refuse_not_finite
 from kdrun.teachers.store import Shards
 
 CHUNK_TOKENS = 256  # projected at a time
@@ -61,6 +61,7 @@ def topk_record(teacher: LiveTeacher, topk: int) -> Record:
 
     def of(batch: Batch) -> Tensor:
         hidden_NE = teacher.hidden(batch)
+        refuse_not_finite(hidden_NE, batch)
         parts = []
         for start in range(0, len(hidden_NE), CHUNK_TOKENS):
             ids_CK, log_p_CJ = teacher_buckets(teacher.head(hidden_NE[start : start + CHUNK_TOKENS]).float(), topk)

@@ -1,8 +1,13 @@
-"""checkpoints/step-N/: the student, the optimiser and what else a run needs to go on; safetensors and JSON only."""
+"""checkpoints/step-N/: the student, the optimiser and what else a run needs to go on; safetensors and JSON only.
+
+Written aside with a manifest (every file's size and sha256), flushed to the disk, then renamed: a folder named step-N
+is whole, unless the disk or a hand has changed it, which its checksums tell.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from kdrun.models.loading import save_model
+from kdrun.runs.folders import remove_folder, remove_leftovers, replace_folder
+from kdrun.teachers.hashing import files_sha256
+
+MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,19 +59,23 @@ def save_checkpoint(
     folder: Path,
     step: int,
     *,
+    run: str,
     model: Any,
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int,
 ) -> Checkpoint:
-    """Write checkpoints/step-N aside, rename it, then remove all but the newest `keep`."""
+    """Write checkpoints/step-N, then remove all but the newest `keep`.
+
+    Args:
+        run: what names the run, so that no other goes on from here.
+    """
     from safetensors.torch import save_file
 
     aside = folder / f".step-{step}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside / "student")
-    tokenizer.save_pretrained(aside / "student")
+    save_model(model, tokenizer, aside / "student")
     tensors = {
         f"{index}.{key}": value.contiguous()
         for index, entry in optimizer.state_dict()["state"].items()
@@ -69,20 +86,70 @@ def save_checkpoint(
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     save_file(tensors, aside / "optimizer.safetensors")
     (aside / "state.json").write_text(json.dumps({"step": step, "state": state}))
+    hashes = files_sha256(path for path in aside.rglob("*") if path.is_file())
+    files = {str(path.relative_to(aside)): [path.stat().st_size, sha256] for path, sha256 in sorted(hashes.items())}
+    (aside / MANIFEST).write_text(json.dumps({"run": run, "step": step, "files": files}, indent=1))
     final = folder / f"step-{step}"
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
+    replace_folder(aside, final)
     for old in find_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old.folder)
+        remove_folder(old.folder)
     return Checkpoint(final, step)
 
 
 def find_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The whole checkpoints of a run, oldest first."""
+    """The checkpoints of a run, oldest first; their files are not looked at."""
     found = [
         Checkpoint(path, int(path.name.removeprefix("step-")))
         for path in folder.glob("step-*")
-        if (path / "state.json").exists() and path.name.removeprefix("step-").isdigit()
+        if path.name.removeprefix("step-").isdecimal()
     ]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def newest_checkpoint(folder: Path, *, run: str) -> Checkpoint | None:
+    """The newest checkpoint of a run that is as it was written.
+
+    Whatever is newer than that one or belongs to another run is named in a warning and renamed unused-step-N, so that
+    nothing of this run counts it, writes over it or removes it; what a killed process left aside is removed.
+    """
+    remove_leftovers(folder)
+    newest = None
+    for checkpoint in reversed(find_checkpoints(folder)):
+        wrong = _fault(checkpoint, run, look_at_files=newest is None)
+        if wrong is not None:
+            kept = next(path for n in range(1, 10_000) if not (path := _unused(checkpoint.folder, n)).exists())
+            checkpoint.folder.rename(kept)
+            log.warning("%s is not used: %s; kept as %s", checkpoint.folder, wrong, kept.name)
+        elif newest is None:
+            newest = checkpoint
+    return newest
+
+
+def _unused(folder: Path, number: int) -> Path:
+    return folder.with_name(f"unused-{folder.name}" + (f"-{number}" if number > 1 else ""))
+
+
+def _fault(checkpoint: Checkpoint, run: str, *, look_at_files: bool) -> str | None:
+    """Why a run cannot go on from a checkpoint; None when it can."""
+    folder = checkpoint.folder
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): (int(size), str(sha256)) for name, (size, sha256) in content["files"].items()}
+        owner, step = content["run"], content["step"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+    if owner != run:
+        return "it is of another run"
+    if step != checkpoint.step:
+        return f"{MANIFEST} says step {step}"
+    if not look_at_files:
+        return None
+    there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    for name, (size, _) in files.items():
+        if name not in there or there[name].stat().st_size != size:
+            return f"{name} is missing or has another size than the {size:,} bytes that were written"
+    hashes = files_sha256(there[name] for name in files)
+    altered = [name for name, (_, sha256) in files.items() if hashes[there[name]] != sha256]
+    return f"{altered[0]} has another sha256 than what was written" if altered else None

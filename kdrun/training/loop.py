@@ -1,16 +1,17 @@
 """The one loop: rows -> objective -> one division -> update.
 
 A step's gradient is the sum of nats over all its scored tokens, on all micro-batches and ranks, divided once by their
-number; it does not depend on how the step is split (pitfalls: normalised twice, per micro-batch, per rank).
+number; it does not depend on how the step is split (pitfalls: normalised twice, per micro-batch, per rank). So a first
+step for which the memory does not suffice is done again with smaller micro-batches, and is the same step.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch import Tensor
 from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.losses import divergence_diagnostics
+from kdrun.teachers.finite import blame_teacher
 from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import TopkTeacher
 from kdrun.training.batches import RowOrder, micro_batches
+from kdrun.training.memory import MemoryMark, out_of_memory, smaller_micro_batch
 from kdrun.training.objective import StudentObjective, time_on
 
 Metrics = dict[str, float]
@@ -62,7 +65,11 @@ class StepSums:
 
 
 class Loop:
-    """Trains an objective on encoded rows. `on_step(step, metrics or None)` is called after every optimiser step."""
+    """Trains an objective on encoded rows.
+
+    `steps_done`: optimiser steps that are complete; `micro_batch_size`: the most rows of a forward pass, which only
+    differs from the settings' after memory did not suffice for the first step.
+    """
 
     def __init__(
         self,
@@ -80,33 +87,71 @@ class Loop:
         self.unwrapped = objective
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.order = RowOrder(len(rows), batch_size=settings.batch_size, seed=settings.seed)
+        self.steps_done = 0
+        self.micro_batch_size = settings.micro_batch_size
+        self._fits = False  # whether memory sufficed for a step
+        self._window: list[StepSums] = []  # steps since the last report
+        self._window_start = time.monotonic()
 
-    def run(self, *, start_step: int, on_step: Callable[[int, Metrics | None], None]) -> None:
-        """Optimiser steps start_step .. num_steps - 1; `step` in reports counts the steps done."""
-        settings = self.settings
-        window: list[StepSums] = []
-        window_start = time.monotonic()
-        for step in range(start_step, settings.num_steps):
-            lr = settings.learning_rate(step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            logged = (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps
-            # Timed apart from the probed step, whose diagnostics take time, too; not each, for a GPU is made to wait.
-            sums = self.step(step, probe=logged, timed=not window)
-            window.append(sums)
-            state = self.loss.observe(_observed(sums), (step + 1) / settings.num_steps)
-            if not logged:
-                on_step(step + 1, None)
-                continue
-            seconds = time.monotonic() - window_start
-            tokens = sum(s.num_tokens for s in window)
-            rates = {"tokens_per_s": tokens / seconds, "step_s": seconds / len(window)}
-            if window[0].teacher_share is not None:
-                rates["teacher_share"] = window[0].teacher_share
-            on_step(
-                step + 1, {**_means(window), **state, **sums.probed, "grad_norm": sums.grad_norm, "lr": lr, **rates}
-            )
-            window, window_start = [], time.monotonic()
+    def run(
+        self,
+        *,
+        start_step: int,
+        on_step: Callable[[int, Metrics | None], None],
+        between: Callable[[int], None] = lambda step: None,
+        held: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """Optimiser steps start_step .. num_steps - 1; `step` in reports counts the steps done.
+
+        Args:
+            on_step: called with (step, metrics or None) after every optimiser step; between: called after that.
+            held: entered for every step with its `on_step`, not for `between`: keeps signals from half a step.
+        """
+        self.steps_done = start_step
+        for step in range(start_step, self.settings.num_steps):
+            if not self._window:
+                self._window_start = time.monotonic()
+            with held or nullcontext():
+                metrics = self._reported_step(step)
+                self.steps_done = step + 1
+                on_step(step + 1, metrics)
+            between(step + 1)
+
+    def _reported_step(self, step: int) -> Metrics | None:
+        """One optimiser step and the loss's own; the metrics of the window that ends with it, if one does."""
+        settings, window = self.settings, self._window
+        lr = settings.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        logged = (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps
+        # Timed apart from the probed step, whose diagnostics take time, too; not each, for a GPU is made to wait.
+        sums = self.step(step, probe=logged, timed=not window)
+        window.append(sums)
+        state = self.loss.observe(_observed(sums), (step + 1) / settings.num_steps)
+        if not logged:
+            return None
+        self._window = []
+        seconds = time.monotonic() - self._window_start
+        tokens = sum(s.num_tokens for s in window)
+        rates = {"tokens_per_s": tokens / seconds, "step_s": seconds / len(window)}
+        if window[0].teacher_share is not None:
+            rates["teacher_share"] = window[0].teacher_share
+        return {**_means(window), **state, **sums.probed, "grad_norm": sums.grad_norm, "lr": lr, **rates}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on exactly, as JSON: the window's steps and a micro-batch that fits."""
+        return {
+            "window": [asdict(sums) for sums in self._window],
+            "window_s": time.monotonic() - self._window_start if self._window else 0.0,
+            "micro_batch_size": {"asked": self.settings.micro_batch_size, "fits": self.micro_batch_size},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave; a micro-batch that was cut is not when another is asked for now."""
+        self._window = [StepSums(**sums) for sums in state["window"]]
+        self._window_start = time.monotonic() - state["window_s"]
+        if state["micro_batch_size"]["asked"] == self.settings.micro_batch_size:
+            self.micro_batch_size = state["micro_batch_size"]["fits"]
 
     def step(self, step: int, *, probe: bool = False, timed: bool = False) -> StepSums:
         """One optimiser step: all its micro-batches, one division, one update.
@@ -116,11 +161,48 @@ class Loop:
 
         Raises:
             NonFiniteLoss: before the update, when the loss or the gradient's norm is not finite.
+            UserError: instead, when that comes from the teacher.
         """
         accelerator, objective = self.accelerator, self.unwrapped
-        timed = timed and self.teacher is not None
-        objective.teacher_s = 0.0 if timed else None
-        start = time_on(accelerator.device) if timed else 0.0
+        objective.teacher_s = 0.0 if timed and self.teacher is not None else None
+        start = time_on(accelerator.device) if objective.teacher_s is not None else 0.0
+        num_tokens, sums, probed = self._accumulate_what_fits(step, probe)
+        total, cross_entropy, divergence = self._sum(sums)
+        self.loss.reduce(self._sum)
+        limit = self.settings.clip_norm if self.settings.clip_norm is not None else math.inf
+        grad_norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), limit))
+        if not (math.isfinite(total) and math.isfinite(grad_norm)):
+            blame_teacher(self.teacher, self._batches(self.order.rows(step)))
+            raise NonFiniteLoss(
+                f"step {step + 1}: loss {total / max(num_tokens, 1)}, gradient norm {grad_norm}; the update was not "
+                "made. Lower train.lr, or look at the data and the teacher"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._fits = True
+        share = objective.teacher_s / (time_on(accelerator.device) - start) if objective.teacher_s is not None else None
+        return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed, share)
+
+    def _accumulate_what_fits(self, step: int, probe: bool) -> tuple[int, list[float], Metrics]:
+        """`_accumulate`; until a first step has been made, memory that does not suffice halves the micro-batch."""
+        # Ranks that halved each by itself would wait for one another for ever.
+        while not self._fits and self.accelerator.num_processes == 1:
+            mark = MemoryMark(self.loss, self.accelerator.device)
+            try:
+                return self._accumulate(step, probe)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                said = error.with_traceback(None)  # its frames hold what the memory is full of
+            self.optimizer.zero_grad(set_to_none=True)
+            mark.restore()
+            num_rows = len(self.order.rows(step))
+            self.micro_batch_size = smaller_micro_batch(min(self.micro_batch_size or num_rows, num_rows), said)
+        return self._accumulate(step, probe)
+
+    def _accumulate(self, step: int, probe: bool) -> tuple[int, list[float], Metrics]:
+        """The step's gradient: (scored tokens on all ranks, this rank's sums of nats, diagnostics)."""
+        accelerator = self.accelerator
         batches = self._batches(self.order.rows(step))
         mine = sum(batch.num_scored for batch in batches)
         num_tokens = int(self._sum([mine])[0])
@@ -135,19 +217,7 @@ class Loop:
                 # A distributed wrapper averages gradients over ranks: undo it, the division is by all ranks' tokens.
                 accelerator.backward(parts[0] * (accelerator.num_processes / max(num_tokens, 1)))
             sums = [total + float(part.detach()) for total, part in zip(sums, parts, strict=True)]
-        total, cross_entropy, divergence = self._sum(sums)
-        self.loss.reduce(self._sum)
-        limit = self.settings.clip_norm if self.settings.clip_norm is not None else math.inf
-        grad_norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), limit))
-        if not (math.isfinite(total) and math.isfinite(grad_norm)):
-            raise NonFiniteLoss(
-                f"step {step + 1}: loss {total / max(num_tokens, 1)}, gradient norm {grad_norm}; the update was not "
-                "made. Lower train.lr, or look at the data and the teacher"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        share = objective.teacher_s / (time_on(accelerator.device) - start) if objective.teacher_s is not None else None
-        return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed[0] if probed else {}, share)
+        return num_tokens, sums, probed[0] if probed else {}
 
     def _preview(self, batches: Sequence[Batch]) -> None:
         """The forward passes of a step for the loss alone, with the very dropout that the step will draw."""
@@ -160,7 +230,7 @@ class Loop:
 
     def _batches(self, rows: np.ndarray) -> list[Batch]:
         """This rank's micro-batches; a rank without a row takes one with nothing scored, to stay in step."""
-        accelerator, size = self.accelerator, self.settings.micro_batch_size
+        accelerator, size = self.accelerator, self.micro_batch_size
         mine = rows[accelerator.process_index :: accelerator.num_processes]
         # Rows of like length share a micro-batch: less padding, and the step's gradient is the same.
         mine = mine[np.argsort(self.rows.lengths[mine], kind="stable")]

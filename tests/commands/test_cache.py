@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli import CONF
-from kdrun.commands.cache import list_caches
+from kdrun.commands.cache_list import list_caches
 from kdrun.launch import cache, launch
 from kdrun.teachers import building, store
 from tests.conftest import SMALL, Kdrun, read_json, read_lines, run_kdrun

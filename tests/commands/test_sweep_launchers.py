@@ -14,38 +14,40 @@ from kdrun.launch import launch
 from tests.conftest import SMALL, Kdrun, read_json
 
 CELL = [*SMALL, "train.max_steps=4", "evaluate=false", "teacher=live", "loss=sft"]
-# A callback of Hydra's: how many models are alive in a process when a cell begins.
+# Imported by every process as it starts: how many models are alive in it when a cell begins.
 COUNT = """import gc
 import os
 
-from hydra.experimental.callback import Callback
+from kdrun.runs.directory import RunDirectory
+
+start = RunDirectory.start
 
 
-class Count(Callback):
-    def on_job_start(self, config, **kwargs):
-        from transformers import PreTrainedModel
+def counted(*arguments, **settings):
+    from transformers import PreTrainedModel
 
-        alive = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
-        with open("alive.txt", "a") as file:
-            file.write(f"{os.getpid()} {alive}\\n")
+    alive = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects())
+    with open("alive.txt", "a") as file:
+        file.write(f"{os.getpid()} {alive}\\n")
+    return start(*arguments, **settings)
+
+
+RunDirectory.start = counted
 """
 
 
 @pytest.fixture
-def counted(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """alive.txt, as the callback writes it: a line a cell."""
-    (workspace / "count_models.py").write_text(COUNT)
+def counted(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """alive.txt, a line a cell."""
+    (tmp_path / "sitecustomize.py").write_text(COUNT)
     inherited = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(workspace), inherited])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), inherited])))
     (workspace / "alive.txt").unlink(missing_ok=True)
     return workspace / "alive.txt"
 
 
-COUNTED = "+hydra.callbacks.count._target_=count_models.Count"
-
-
 def test_a_failed_cell_leaves_no_model_in_memory(kdrun: Kdrun, workspace: Path, counted: Path) -> None:
-    done = kdrun("sweep", "train.lr=1e30,1e31,1e-3", "train.clip_norm=null", *CELL, COUNTED,
+    done = kdrun("sweep", "train.lr=1e30,1e31,1e-3", "train.clip_norm=null", *CELL,
                  "hydra.sweep.dir=outputs/sweep/alive", check=False)  # fmt: skip
     folder = workspace / "outputs" / "sweep" / "alive"
     states = [read_json(folder / str(i) / "run.json")["status"] for i in range(3)]
@@ -59,7 +61,7 @@ def test_every_process_has_one_gpu_and_a_failing_cell_stops_no_other(
     kdrun: Kdrun, workspace: Path, counted: Path, tmp_path: Path
 ) -> None:
     """Two pretended GPUs, six jobs, three of which fail: as many processes as GPUs, each with one of its own."""
-    done = kdrun("sweep", "train.lr=1e30,1e-3", "seed=1,2,3", "train.clip_norm=null", *CELL, COUNTED,
+    done = kdrun("sweep", "train.lr=1e30,1e-3", "seed=1,2,3", "train.clip_norm=null", *CELL,
                  "hydra/launcher=joblib", "hydra.sweep.dir=outputs/sweep/gpus", check=False,
                  env={"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)})  # fmt: skip
     folder = workspace / "outputs" / "sweep" / "gpus"

@@ -198,6 +198,8 @@ def test_templates_are_rendered_in_a_sandbox(pair: Any, folder: Path, tmp_path: 
         ("metric_list: [{metric: acc, hf_evaluate: true}]\n", ["extra.yaml", "hf_evaluate would run code"]),
         ("include: base\n", ["base:1", "!function would run code"]),
         ("include: gone\n", ["gone", "cannot be read"]),
+        ("include: ../base\n", ["extra.yaml", "outside of eval.harness_path"]),
+        ("include: /etc/hostname\n", ["extra.yaml", "outside of eval.harness_path"]),
         ("include: extra.yaml\n", ["extra.yaml", "includes itself"]),
         ("dataset_kwargs: {data_files: {test: [gone.jsonl]}}\n", ["extra.yaml", "gone.jsonl", "not there"]),
         ("}\n", ["extra.yaml", "cannot be read as YAML"]),

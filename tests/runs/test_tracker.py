@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,43 @@ def test_a_server_that_never_answers_costs_a_warning_and_the_run_goes_on_offline
     assert taken, "the server was never asked"
     assert "logging offline" in caplog.text
     assert history(records(no_account))[1]["train/loss"] == 1.0
+
+
+def test_a_server_that_stalls_after_the_start_holds_up_no_metric_and_the_end_for_the_finish_time_out_only(
+    no_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = {"id": "b", "name": "r", "project": {"id": "p", "name": "kdrun", "entity": {"id": "e", "name": "me"}}}
+    taken = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+    stalled, answered, over = [], [], threading.Event()
+
+    class Stalling(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers["Content-Length"])).decode(errors="replace")
+            if not (started := "UpsertBucket" in asked[:200]):
+                stalled.append(self.path)
+                over.wait(120)
+                answered.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": taken if started else None}).encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stalling) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setattr(tracker_module, "FINISH_TIMEOUT_S", 1)
+        tracker = Tracker("online", directory=no_account, **ABOUT)
+        for step in range(1, 501):
+            tracker.log({"train/loss": float(step)}, step=step)
+        tracker.finish({"x": 1.0})
+        waited_for = list(answered)
+        over.set()
+        server.shutdown()
+    assert any("file_stream" in path for path in stalled), "the server was never asked to take metrics"
+    assert not waited_for, "the end came before any answer"
+    (file,) = (no_account / "wandb").glob("run-*/*.wandb")
+    assert file.stat().st_size > 10_000, "what was logged is on the disk, for `wandb sync`"

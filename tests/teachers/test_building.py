@@ -13,9 +13,9 @@ import torch
 from kdrun.data.encoding import EncodedSet
 from kdrun.errors import UserError
 from kdrun.teachers import building
-from kdrun.teachers.building import check_disk, estimate_bytes, hidden_record, pass_batches, spell_bytes
+from kdrun.teachers.building import check_disk, estimate_bytes, hidden_record, pass_batches
 from kdrun.teachers.cached import open_cache
-from kdrun.teachers.listing import find_caches, record_use
+from kdrun.teachers.listing import find_caches, record_use, spell_bytes
 from kdrun.teachers.live import LiveTeacher
 from kdrun.teachers.store import plan_layout
 from tests.teachers.conftest import gpt2, make_cache
@@ -184,3 +184,13 @@ def test_a_cache_that_cannot_be_written_to_is_read_all_the_same(rows: EncodedSet
     folder.chmod(0o555)
     record_use(folder, "outputs/a")
     assert open_cache(folder, identity, key="k")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_hidden_states_that_are_no_numbers_are_not_stored(value: float, rows: EncodedSet, tmp_path: Path) -> None:
+    model = gpt2(0, width=16)
+    with torch.no_grad():
+        model.transformer.wte.weight[int(rows.row(7)[0][-2])] = value  # one token: other rows are sound
+    with pytest.raises(UserError, match=r"pair.teacher: its logits are NaN or infinite .*\(in the batch of rows"):
+        make_cache(tmp_path / "set", LiveTeacher(model, rows=None), rows)
+    assert not (tmp_path / "set").exists()

@@ -1,5 +1,6 @@
 """A cached teacher is the live one: hidden states, losses, gradients, whatever the batch."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 
 from kdrun.data.batch import make_batch
 from kdrun.data.encoding import EncodedSet
+from kdrun.errors import UserError
 from kdrun.losses import LOSSES, make_loss
 from kdrun.teachers.cached import read_head
 from kdrun.teachers.live import LiveTeacher, Teacher
 from kdrun.training.objective import StudentObjective
-from tests.teachers.conftest import cached_teacher, make_cache
+from tests.teachers.conftest import cached_teacher, gpt2, make_cache
 from tests.training.conftest import END, VOCABULARY, encoded
 
 BATCHES = ([3], [39, 0, 7], list(range(40)), [5, 4, 3, 2, 1, 31, 32, 30])
@@ -54,7 +56,7 @@ def test_every_loss_and_gradient_is_the_live_teachers(
     identity = make_cache(tmp_path / "group" / "train", LiveTeacher(live.model, rows=None), rows, shard_bytes=2048)
     cached = cached_teacher(tmp_path / "group" / "train", identity, rows=VOCABULARY)
     student = architecture(1, width=8).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    assert len(cached.shards.maps) > 3
+    assert len(cached.shards.paths) > 3
     in_total, in_gradient = differences(student, live, cached, rows)
     assert in_total <= allowed
     assert in_gradient <= allowed
@@ -80,7 +82,7 @@ def test_rows_come_in_the_order_of_the_batch_from_any_shards(rows: EncodedSet, t
 
     live = LiveTeacher(gpt2(2, width=16), rows=None)
     cached = cached_teacher(tmp_path / "g" / "train", make_cache(tmp_path / "g" / "train", live, rows, shard_bytes=1))
-    assert len(cached.shards.maps) == 40
+    assert len(cached.shards.paths) == 40
     batch = make_batch(rows, np.random.default_rng(0).permutation(40)[:23], pad_id=END, device="cpu")
     parts = [cached.hidden(make_batch(rows, [row], pad_id=END, device="cpu")) for row in batch.rows]
     assert torch.equal(cached.hidden(batch), torch.cat(parts))
@@ -106,3 +108,28 @@ def test_the_head_comes_back_with_bias_scale_and_softcap_cut_to_the_shared_rows(
     assert torch.equal(found.weight_VD, head.weight_VD[:5]) and torch.equal(found.bias_V, head.bias_V[:5])
     assert (found.scale, found.softcap) == (0.25, 30.0)
     assert head_rows(tmp_path) == 7
+
+
+def test_a_shard_that_vanishes_or_is_replaced_while_it_is_read_changes_nothing(
+    rows: EncodedSet, tmp_path: Path
+) -> None:
+    live = LiveTeacher(gpt2(0, width=16), rows=None)
+    cached = cached_teacher(tmp_path / "set", make_cache(tmp_path / "set", live, rows))
+    batch = make_batch(rows, np.arange(40), pad_id=END, device="cpu")
+    before = cached.hidden(batch)
+    (shard,) = (tmp_path / "set").glob("states-*.bin")
+    size = shard.stat().st_size
+    shard.unlink()
+    shard.write_bytes(bytes(size))
+    assert torch.equal(cached.hidden(batch), before)
+
+
+def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error_and_not_the_end_of_the_process(
+    rows: EncodedSet, tmp_path: Path
+) -> None:
+    live = LiveTeacher(gpt2(0, width=16), rows=None)
+    cached = cached_teacher(tmp_path / "set", make_cache(tmp_path / "set", live, rows))
+    (shard,) = (tmp_path / "set").glob("states-*.bin")
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"states-00000.bin: is shorter than when it was opened"):
+        cached.hidden(make_batch(rows, np.arange(40), pad_id=END, device="cpu"))

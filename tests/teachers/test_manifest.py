@@ -1,8 +1,10 @@
 """A cache that is not the run's own, or not what it was, is never read: the field or the file is named."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from kdrun.data.encoding import EncodedSet
 from kdrun.errors import UserError
 from kdrun.teachers.cached import open_cache, save_head
 from kdrun.teachers.live import LiveTeacher
-from kdrun.teachers.manifest import TeacherIdentity, known_fields, short_name, write_manifest
+from kdrun.teachers.manifest import TeacherIdentity, known_fields, read_manifest, short_name, write_manifest
 from tests.teachers.conftest import gpt2, identity_of, make_cache
 
 
@@ -121,3 +123,45 @@ def test_the_name_of_a_folder_is_readable_and_another_for_every_other_setting(ro
     names = {TeacherIdentity(**{**fields, key: value}).folder_name("a/b", "dolly") for key, value in OTHER.items()}
     assert len(names) == len(OTHER)
     assert short_name("outputs/runs/my run/teacher") == "my-run"
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "..", "a/b"])
+@pytest.mark.parametrize("part", ["files", "head"])
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(part: str, name: str, made: tuple[Path, dict]) -> None:
+    folder, identity = made
+    content = read_manifest(folder)
+    if part == "files":
+        content["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    else:
+        content["head"]["file"] = name
+    write_manifest(folder, content)
+    with pytest.raises(UserError, match=r"manifest.json: names the file .* outside of the cache"):
+        open_cache(folder, identity, key="teacher=cached")
+
+
+def test_a_cache_with_a_link_out_of_it_is_refused(made: tuple[Path, dict], tmp_path_factory: Any) -> None:
+    folder, identity = made
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "profile"
+    (folder / "uses.jsonl").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"uses\.jsonl is a link out of that folder"):
+        open_cache(folder, identity, key="teacher=cached")
+    assert not elsewhere.exists()
+
+
+def test_a_table_of_rows_that_does_not_fit_the_shards_is_refused_whatever_its_checksum_says(
+    made: tuple[Path, dict],
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder, identity = made
+    table = load_file(folder / "rows.safetensors")
+    table["start"][0] += 10**6
+    save_file(table, folder / "rows.safetensors")
+    content = read_manifest(folder)
+    content["files"]["rows.safetensors"] = {
+        "bytes": (folder / "rows.safetensors").stat().st_size,
+        "sha256": hashlib.sha256((folder / "rows.safetensors").read_bytes()).hexdigest(),
+    }
+    write_manifest(folder, content)
+    with pytest.raises(UserError, match=r"rows.safetensors: does not fit the shards"):
+        open_cache(folder, identity, key="teacher=cached")

@@ -1,4 +1,4 @@
-"""python -m tests.torture [NAME]...: run the long promises, print the table for the README, exit 1 when one is broken."""
+"""python -m tests.torture [NAME]...: run the long promises, print their table, exit 1 when one is broken."""
 
 from __future__ import annotations
 

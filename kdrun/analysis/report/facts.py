@@ -11,7 +11,8 @@ from typing import Any
 from kdrun.analysis.comparison import Row
 from kdrun.analysis.seeds import Group, differing
 from kdrun.analysis.tables import Judged, Table
-from kdrun.runs.directory import RECORD, read_json
+from kdrun.runs.directory import RECORD
+from kdrun.runs.records import read_json
 
 MANY = 8  # values are named up to here, then counted
 FEW = 40  # verdicts: up to here their intervals are told in words too

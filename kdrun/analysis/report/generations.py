@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdrun.analysis.examples import fingerprint, read_lines
+from kdrun.analysis.examples import fingerprint
 from kdrun.analysis.seeds import Group
+from kdrun.runs.records import json_objects
 
 FIXED, DIFFERING = 3, 3
 
@@ -59,7 +60,7 @@ def side_by_side(groups: Sequence[Group]) -> Generations | None:
     if not found:
         return None
     (name, _), members = max(found.items(), key=lambda item: len(item[1]))
-    lines = {folder: read_lines(folder / "examples.jsonl") for _, _, folder in members}
+    lines = {folder: json_objects(folder / "examples.jsonl") for _, _, folder in members}
     decodings = Counter(key for each in lines.values() if each for key, value in each[0].items() if _is_text(value))
     if not decodings:
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
+from kdrun.runs.records import json_objects
 
 EXAMPLES = "examples.jsonl"
 Example = dict[str, Any]  # a line of examples.jsonl
@@ -55,12 +55,8 @@ def read_examples(folder: Path) -> list[Example]:
         UserError: when the file does not hold any, or holds something else.
     """
     path = folder / EXAMPLES
-    try:
-        # Not splitlines, which also splits at the line separators that a text may hold unescaped (U+2028, U+0085).
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not rows or not all(isinstance(row, dict) and isinstance(row.get("instruction"), str) for row in rows):
+    rows = json_objects(path)
+    if not rows or not all(isinstance(row.get("instruction"), str) for row in rows):
         raise UserError(f"{path}: is not the examples of an evaluation; make it again with kdrun evaluate")
     return rows
 

@@ -1,0 +1,1 @@
+"""Is what a training computes what it says? Invariances that a fault breaks, looked at on a few real rows."""
