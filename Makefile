@@ -39,7 +39,7 @@ studies: setup
 	for which in toy gaussians rank theory losses headtail; do \
 		$(BIN)/kdrun study $$which hydra.run.dir=outputs/studies/$$which || exit 1; done
 
-# The long promises: kills, flipped bytes, malformed input, races (17 minutes on two cores).
+# The long promises: kills, flipped bytes, malformed input (16 minutes on two cores).
 torture: setup
 	$(BIN)/python -m tests.torture
 

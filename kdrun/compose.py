@@ -125,7 +125,7 @@ def _culprit(error: Exception, name: str, words: Sequence[str]) -> str:
         try:
             compose(name, overrides=[word])
         except COMPOSE_ERRORS as alone:
-            if type(alone) is type(error) and str(alone)[:60] == str(error)[:60]:
+            if type(alone) is type(error) and str(alone)[:30] == str(error)[:30]:
                 return word
     return ""
 

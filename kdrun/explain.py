@@ -83,7 +83,8 @@ def explain_validation(
     """The first fault of a config that composed but is not allowed; one of a typed key before those that follow from it
     (pair.context is data.max_tokens)."""
     faults = error.errors()
-    fault = next((fault for fault in faults if ".".join(_location(fault)) in set(typed)), faults[0])
+    inside = tuple(f"{key}." for key in typed)  # an item of a typed list is that list's fault, too
+    fault = next((fault for fault in faults if f"{'.'.join(_location(fault))}.".startswith(inside)), faults[0])
     if fault["type"] == "value_error":  # a rule across keys, already a sentence of ours
         return str(fault["ctx"]["error"])
     location = _location(fault)

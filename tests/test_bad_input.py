@@ -160,14 +160,3 @@ def test_a_line_of_3_gib_is_refused_without_a_gib_of_memory(tmp_path: Path) -> N
         check_jsonl(tmp_path / "a.jsonl")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 128 * 2**10  # KiB
     os.truncate(tmp_path / "a.jsonl", 0)
-
-
-def test_metrics_that_are_torn_before_their_end_are_named_by_line(tmp_path: Path) -> None:
-    from kdrun.errors import UserError
-    from kdrun.runs.records import read_metrics
-
-    (tmp_path / "m.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1, "loss": 2.5}]
-    (tmp_path / "m.jsonl").write_text('{"step": 1, "lo\n{"step": 2}\n')
-    with pytest.raises(UserError, match="m.jsonl:1: not JSON"):
-        read_metrics(tmp_path / "m.jsonl")

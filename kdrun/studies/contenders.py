@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdrun.losses import Loss, make_loss
+if TYPE_CHECKING:
+    from kdrun.losses import Loss
 
 Spec = str | Mapping[str, Any]  # "akl" or {"name": "akl", "mu": 0.3}
 
@@ -26,6 +27,8 @@ class Contender:
         Raises:
             UserError: for a parameter or a value that the loss does not take.
         """
+        from kdrun.losses import make_loss  # torch: not for reading the runs of a study
+
         return make_loss(self.name, **self.params)
 
 

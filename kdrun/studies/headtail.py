@@ -84,8 +84,11 @@ def study(
 
 def read_runs(folder: Path, *, part: str) -> list[Run]:
     """The finished distillations below a folder, in the order of their losses' first appearance."""
-    configs = [(run, run.config()) for run in find_runs(folder) if run.record["status"] == "done"]
+    configs = [(run, run.config()) for run in find_runs(folder) if run.record.get("status") == "done"]
     configs = [(run, config) for run, config in configs if config.get("role") == "student"]
+    for run, config in configs:
+        if not isinstance(config.get("loss"), dict) or "name" not in config["loss"] or "seed" not in config:
+            raise UserError(f"{run.path / 'config.yaml'}: names no loss or no seed, so it is not that of a training")
     defaults = {name: _params(config) for _, config in reversed(configs) for name in [config["loss"]["name"]]}
     found = []
     for run, config in configs:

@@ -84,9 +84,11 @@ def _cases(pool: ProcessPoolExecutor, folder: Path, *, until: float) -> list[Row
     futures: list[tuple[str, Future[Any]]] = [(table, pool.submit(tried, table, n, folder)) for _, table, n in turns]
     found: dict[str, list[tuple[str, Outcome, list[str]]]] = {table: [] for table in TABLES}
     for table, future in futures:
-        if time.monotonic() > until and future.cancel():
-            continue
-        found[table].append(future.result())
+        if time.monotonic() > until:
+            for _, waiting in futures:
+                waiting.cancel()
+        if not future.cancelled():
+            found[table].append(future.result())
     rows = []
     for table, results in found.items():
         kept = sum(not wrong for _, _, wrong in results)

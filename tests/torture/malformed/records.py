@@ -122,6 +122,8 @@ RECORDS = [
     case("a run that is done", f"train resume={RUN}", "done"),
     case("runs of a study without head and tail", f"study headtail study.runs={RUN}", "study.runs="),
     case("a run for a study that is torn", f"study headtail study.runs={RUN}", "run.json", arrange=put(RECORD, b"{")),
+    case("a run for a study without a loss", f"study headtail study.runs={RUN}", "config.yaml", "loss",
+         arrange=put(CONFIG, "role: student\n")),
     case("a folder that is no sweep", f"sweep resume={RUN}", "sweep.json"),
     case("a sweep of garbage", f"sweep resume={RUN}", "sweep.json", arrange=put(f"{RUN}/sweep.json", b"{")),
     case("a sweep that is a list", f"sweep resume={RUN}", "sweep.json", arrange=put(f"{RUN}/sweep.json", b"[]")),
