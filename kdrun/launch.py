@@ -98,7 +98,7 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     here = typed  # what the person typed, and no record
     if any(flag in NO_CHECK for flag in flags):
         return run_hydra(command, flags, typed, conf)
-    options = read_flags(flags)
+    options = answer(lambda: read_flags(flags))
     of_runs: list[str] = []
     if command == "study":
         typed, of_runs = answer(lambda: own_words(typed))
@@ -106,7 +106,7 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if resuming:
         started, typed = answer(lambda: resumed_words(typed))
         flags = [*started, *flags]
-        options = read_flags(flags)
+        options = answer(lambda: read_flags(flags))
     if options.multirun and options.cfg:
         answer(_refuse_cfg)
     overrides = answer(lambda: complete(command, [expand_short_key(word, command) for word in typed]))
@@ -164,7 +164,7 @@ def _refuse_live(cells: Sequence[Cell]) -> None:
 def cache(words: Sequence[str], conf: Path) -> None:
     """Make the teacher caches of a training: the words of `kdrun train` (or of a sweep), teacher=cached implied."""
     flags, typed = split_words(words)
-    options = read_flags(flags)
+    options = answer(lambda: read_flags(flags))
     options.multirun = True  # a sweep's words are as good: its cells share their caches
     overrides = [expand_short_key(word) for word in typed]
     if not any(key_of(word) == "teacher" for word in overrides):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from kdrun.config import SHORT_KEYS
+from kdrun.errors import UserError
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -26,9 +27,19 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """In one line, where argparse would print its usage and leave."""
+        raise UserError(message)
+
+
 def read_flags(flags: Sequence[str]) -> argparse.Namespace:
-    """The flags that decide what is composed; the rest is Hydra's business."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """The flags that decide what is composed; the rest is Hydra's business.
+
+    Raises:
+        UserError: for one that lacks its value, or has one too many.
+    """
+    parser = _Flags(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--cfg", "-c")
     parser.add_argument("--config-dir", "-cd")

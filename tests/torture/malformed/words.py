@@ -100,6 +100,8 @@ WORDS = [
     case("an unknown launcher", "sweep hydra/launcher=none_such seed=1,2", "none_such"),
     case("a folder of configs that is not there", "train --config-dir none_such", "--config-dir none_such"),
     case("a config name that is not there", "train --config-name none_such", "none_such"),
+    case("a flag with a value that it does not take", "train -mu=0.5", "-m"),
+    case("a flag without its value", "train --config-dir", "--config-dir"),
     # the other commands
     case("nothing to evaluate", "evaluate", "run=DIR"),
     case("two things to evaluate", "evaluate run=a student=b", "run="),
