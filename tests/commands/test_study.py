@@ -60,6 +60,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(kdrun_here: Kdrun, words: list
     assert set(Path("outputs").rglob("*")) == before
 
 
+def test_the_help_shows_the_example_whole(tmp_path: Path) -> None:
+    """rich takes [fkl,rkl] for markup, unless it is escaped."""
+    shown = run_kdrun("study", "--help", cwd=tmp_path, env={"COLUMNS": "200"}).stdout
+    assert "kdrun study rank study.losses=[fkl,rkl] |" in shown
+
+
 def test_the_study_is_named_first(tmp_path: Path) -> None:
     done = run_kdrun("study", "--strict", cwd=tmp_path, check=False)
     assert done.returncode == 2
