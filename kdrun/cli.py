@@ -175,8 +175,8 @@ def _with_choice(command: str, which: str, words: list[str], example: str) -> No
 
 WHICH: {options("study")}. --strict: exit with 1 when a proven identity does not hold here.
 
-Examples: kdrun study toy | kdrun study rank study.losses=\\[fkl,rkl] | kdrun study theory --strict | kdrun study headtail
-study.runs=outputs/sweep/...""",
+Examples: kdrun study toy | kdrun study rank study.losses=\\[fkl,rkl] | kdrun study theory --strict |
+kdrun study headtail study.runs=outputs/sweep/...""",
 )
 def study(
     which: Annotated[str, typer.Argument(metavar="WHICH", help="The study.")] = "", overrides: Overrides = None
