@@ -152,6 +152,7 @@ def test_a_sweeps_record_chooses_no_program(change: dict, kdrun_here: Kdrun, tmp
              "total": 1, "attempts": []}  # fmt: skip
     (tmp_path / "sweep.json").write_text(json.dumps(sweep | change))
     refused(kdrun_here("sweep", f"resume={tmp_path}", check=False), "its record holds")
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
 @pytest.mark.parametrize("command", ["train resume", "evaluate run"])
@@ -177,7 +178,8 @@ def test_a_run_directory_with_a_link_out_of_it_is_not_written_to(link: str, kdru
     assert not list(elsewhere.iterdir())
 
 
-def test_a_run_below_links_that_stay_inside_is_read(kdrun_here: Kdrun, tmp_path: Path) -> None:
+def test_links_that_stay_inside_are_let_be_and_one_that_leads_out_is_not(tmp_path: Path) -> None:
+    from kdrun.errors import UserError
     from kdrun.untrusted import refuse_links_out
 
     (tmp_path / "wandb" / "run-1").mkdir(parents=True)
@@ -186,6 +188,9 @@ def test_a_run_below_links_that_stay_inside_is_read(kdrun_here: Kdrun, tmp_path:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "there").symlink_to(tmp_path / "wandb")
     refuse_links_out(tmp_path, key="resume")
+    (tmp_path / "out").symlink_to("/")
+    with pytest.raises(UserError, match=r"resume.*out is a link out"):
+        refuse_links_out(tmp_path, key="resume")
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdrun.commands.assembly import choose_device, relative
+from kdrun.commands.assembly import choose_device, cpu_threads, relative
 from kdrun.config import BenchConfig
 from kdrun.config.bench import Curve, DataBench, Measured
 from kdrun.data.examples import Example
@@ -31,7 +31,7 @@ def bench(config: BenchConfig, directory: Path, *, overrides: Sequence[str]) -> 
         overrides=overrides,
         extra={"name": config.name},
     )
-    with run.recorded():
+    with run.recorded(), cpu_threads(config.bench.threads):
         return _run(config, run.path)
 
 
@@ -57,6 +57,8 @@ def check_bench(config: BenchConfig) -> None:
 
 
 def _run(config: BenchConfig, folder: Path) -> float:
+    import torch
+
     from kdrun.bench.contest import hold, num_measurements
     from kdrun.bench.memory import silence
     from kdrun.bench.picture import draw
@@ -65,7 +67,6 @@ def _run(config: BenchConfig, folder: Path) -> float:
     silence()
     section = config.bench
     device = choose_device(section.device, key="bench.device")
-    threads = _set_threads(section)
     plan = _plan(config, device)
     rounds = [section.repetitions] * len(plan.cases)
     rounds += [section.curve_repetitions] * len(plan.curve) if isinstance(section, Curve) else []
@@ -80,7 +81,7 @@ def _run(config: BenchConfig, folder: Path) -> float:
     found: dict[str, Any] = {
         "bench": section.name,
         "device": _name_of(device),
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "versions": versions(PEERS),
         **as_json(plan, outcomes),
     }
@@ -150,14 +151,6 @@ def _examples(data: str, max_rows: int, seed: int) -> list[Example]:
 
         examples = read_jsonl(data, key="bench.data")
     return random.Random(seed).sample(examples, min(max_rows, len(examples)))
-
-
-def _set_threads(section: Measured) -> int:
-    import torch
-
-    if section.threads is not None:
-        torch.set_num_threads(section.threads)
-    return torch.get_num_threads()
 
 
 def _name_of(device: str) -> str:

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdrun.commands.assembly import build_models, choose_device, load_data, relative, run_sets
+from kdrun.commands.assembly import build_models, choose_device, chosen_loss, load_data, relative, run_sets
 from kdrun.commands.cache_list import print_table
 from kdrun.commands.teachers import Caches
-from kdrun.config import CachedTeacher, TrainConfig, loss_parameters
+from kdrun.config import CachedTeacher, TrainConfig
 from kdrun.errors import UserError
 from kdrun.models.loading import quiet_libraries
 from kdrun.native import fast_float32_products
@@ -40,14 +40,11 @@ def _distinct(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
 
 def _build(config: TrainConfig) -> dict[Path, list[str]]:
     """Folder of a set -> its line of the table."""
-    from kdrun.losses import make_loss
-
     assert isinstance(config.teacher, CachedTeacher)
     device = choose_device(config.train.device)
     splits = load_data(config.data)
     models = build_models(config.pair, config.data, splits, role=config.role, seed=config.seed)
-    needs_teacher = make_loss(config.loss.name, **loss_parameters(config.loss)).needs_teacher
-    sets = run_sets(config, splits, models.tokenizer, needs_teacher=needs_teacher)
+    sets = run_sets(config, splits, models.tokenizer, needs_teacher=chosen_loss(config.loss).needs_teacher)
     if not sets.asked:
         raise UserError(f"loss={config.loss.name}: this run asks no teacher, so it needs no cache")
     caches = Caches(config.teacher, config.pair, config.data, models, sets.asked, say=_say)

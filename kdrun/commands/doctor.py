@@ -6,14 +6,21 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdrun.canaries.environment import environment
 from kdrun.canaries.finding import Finding
-from kdrun.commands.assembly import Models, build_models, choose_device, chosen_loss, encode_data, load_data
+from kdrun.commands.assembly import (
+    Models,
+    build_models,
+    choose_device,
+    chosen_loss,
+    cpu_threads,
+    encode_data,
+    load_data,
+)
 from kdrun.commands.preconditions import missing_teacher
 from kdrun.commands.teachers import live_teacher, shared_rows_of
 from kdrun.config import ScratchPair, TrainConfig
@@ -81,7 +88,9 @@ def examine(config: TrainConfig, folder: Path) -> Iterator[Finding]:
         yield Finding("training", "FAIL", str(error), "the training itself would end here; no canary was run")
         return
     yield from admitted.findings
-    with _one_thread_for_small(admitted.patient.student):
+    # Small tensors on several threads mostly wait: on two busy cores the doctor took 30 s with two, 15 s with one.
+    small = sum(p.numel() for p in admitted.patient.student.parameters()) < SMALL
+    with cpu_threads(1 if small else None):
         yield from look_over(admitted.patient)
         if admitted.patient.teacher is not None:
             yield examined("tokenizers", lambda: same_ids(admitted.patient, admitted.teacher_tokenizer))
@@ -92,19 +101,6 @@ def examine(config: TrainConfig, folder: Path) -> Iterator[Finding]:
             yield examined(
                 "held-out", lambda: teacher_is_better(admitted.patient, admitted.held_out, untrained=untrained)
             )
-
-
-@contextmanager
-def _one_thread_for_small(model: Any) -> Iterator[None]:
-    """Small tensors on several threads mostly wait: on two busy cores the doctor took 30 s with two, 15 s with one."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if sum(p.numel() for p in model.parameters()) < SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -66,5 +66,12 @@ def test_a_row_longer_than_the_positions_names_both(tmp_path: Path) -> None:
         check_model(save(tmp_path, "Llama"), key="pair.student", max_tokens=65)
 
 
-def test_a_hub_name_is_not_looked_at() -> None:
+def test_a_hub_name_is_not_looked_at_and_a_folder_of_that_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     check_model("owner/none_such", key="student")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "owner" / "none_such").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"student=owner/none_such: .*config\.json"):
+        check_model("owner/none_such", key="student")
