@@ -140,7 +140,7 @@ def start(run: Callable[[Task, int], list[int]], batch_size: int, task: Task) ->
 
 def run_ours(task: Task, batch_size: int) -> list[int]:
     """kdrun's loop; returns the lengths of its texts."""
-    from kdrun.evaluation.generation import Sampling, generate
+    from kdrun.generation.generate import Sampling, generate
 
     case = task.case
     sampling = Sampling(case.max_new_tokens, temperature=case.temperature)

@@ -66,7 +66,7 @@ def check_room(model: Any, sets: Mapping[str, EvaluationSet], settings: Evaluati
     Raises:
         UserError: when they do not.
     """
-    from kdrun.evaluation.generation import refuse_overrun
+    from kdrun.generation.generate import refuse_overrun
 
     if settings.greedy or settings.seeds:
         for one in sets.values():
@@ -130,7 +130,7 @@ def _agreement(
 
 def _generate(models: Models, rows: EncodedSet, settings: Evaluation) -> dict[str, Decoded]:
     """The greedy decoding and one sample a seed, by name: greedy, seed10, ..."""
-    from kdrun.evaluation.generation import Sampling, decode, generate
+    from kdrun.generation.generate import Sampling, decode, generate
 
     fields = {
         name: getattr(settings, name)

@@ -33,7 +33,7 @@ KILLS, SIGNALS = 30, 10
 PRELOADED = [
     "kdrun.launch", "kdrun.commands.train", "kdrun.training.loop", "kdrun.training.optimizer", "accelerate",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-    "transformers.models.gpt2.modeling_gpt2", "kdrun.evaluation.generation", "rouge_score.rouge_scorer",
+    "transformers.models.gpt2.modeling_gpt2", "kdrun.generation.generate", "rouge_score.rouge_scorer",
 ]  # fmt: skip
 
 

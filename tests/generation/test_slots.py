@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache
 
-from kdrun.evaluation.slots import SPARE_COLUMNS, Slots
+from kdrun.generation.slots import SPARE_COLUMNS, Slots
 
 
 def states(num_rows: int, num_columns: int) -> tuple[torch.Tensor, torch.Tensor]:

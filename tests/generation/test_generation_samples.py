@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from kdrun.evaluation.generation import Sampling, generate
+from kdrun.generation.generate import Sampling, generate
 
 EOS = 0
 

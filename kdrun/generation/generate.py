@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kdrun.errors import UserError
-from kdrun.evaluation.sampling import (
+from kdrun.generation.sampling import (
     NOT_A_NUMBER,
     RepeatedNgrams,
     Sampling,
@@ -26,7 +26,7 @@ from kdrun.evaluation.sampling import (
     resolved_settings,
     score_changes,
 )
-from kdrun.evaluation.slots import Slots
+from kdrun.generation.slots import Slots
 from kdrun.native import fast_float32_products
 
 __all__ = ["Generation", "Sampling", "decode", "generate", "resolved_settings"]

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from kdrun.errors import UserError
-from kdrun.evaluation.generation import Generation, Sampling, decode, generate
+from kdrun.generation.generate import Generation, Sampling, decode, generate
 
 VOCABULARY = 64
 EOS = 0

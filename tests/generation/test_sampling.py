@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from kdrun.errors import UserError
-from kdrun.evaluation.sampling import (
+from kdrun.generation.sampling import (
     NOT_A_NUMBER,
     RepeatedNgrams,
     Sampling,
