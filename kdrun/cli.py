@@ -23,7 +23,9 @@ HYDRA = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 def options(group: str) -> str:
     """The choices of a config group, for help texts: file names in conf/, nothing composed."""
-    return ", ".join(sorted(f.stem for f in (CONF / group).glob("*.yaml") if not f.stem.startswith("_")))
+    files = [*(CONF / group).glob("*.yaml"), *(CONF / group).glob("*/*.yaml")]
+    names = (f.relative_to(CONF / group).with_suffix("").as_posix() for f in files if not f.stem.startswith("_"))
+    return ", ".join(sorted(names))
 
 
 Overrides = Annotated[
@@ -37,6 +39,8 @@ Overrides = Annotated[
     help=f"""Train once: a distillation, or with loss=sft a fine-tuning (role=teacher: of the teacher).
 
 loss: {options("loss")}.
+
+rollout (whose text is learned): {options("rollout")}.
 
 pair: {options("pair")}. data: {options("data")}. experiment: {options("experiment")}.
 
@@ -189,9 +193,11 @@ def study(
     context_settings=HYDRA,
     help="""Make the teacher caches that a training will read (teacher=cached), ahead of it; or list them.
 
-The words are those of train; a sweep's words are as good. ls lists what lies in a directory (outputs/cache).
+The words are those of train; a sweep's words are as good. rollout=teacher writes the teacher's text; with
+teacher=cached its states over that text, too. ls lists what lies in a directory (outputs/cache, outputs/rollouts).
 
-Examples: kdrun cache pair=gpt2 | kdrun cache data=docstrings cache.topk=50 | kdrun cache ls | kdrun cache ls DIR""",
+Examples: kdrun cache pair=gpt2 | kdrun cache data=docstrings cache.topk=50 | kdrun cache rollout=teacher |
+kdrun cache ls | kdrun cache ls DIR""",
 )
 def cache(overrides: Overrides = None) -> None:
     """Make or list teacher caches."""
@@ -208,7 +214,8 @@ def cache(overrides: Overrides = None) -> None:
 def _list_caches(words: list[str]) -> None:
     from kdrun.commands.cache_list import list_caches
 
-    list_caches(Path(words[0]) if words else Path(os.environ.get("KDRUN_OUTPUTS", "outputs")) / "cache")
+    outputs = Path(os.environ.get("KDRUN_OUTPUTS", "outputs"))
+    list_caches(*([Path(words[0])] if words else [outputs / "cache", outputs / "rollouts"]))
 
 
 @app.command(
@@ -228,6 +235,27 @@ def doctor(
     from kdrun.launch import doctor as run
 
     run(list(overrides or []), CONF, json=json)
+
+
+@app.command(
+    context_settings=HYDRA,
+    help="""Say before a training what it will take: memory of each part, tokens, steps, operations, time and energy.
+
+The words are those of train. No weight is read and nothing is downloaded; what is assumed is printed.
+
+Examples: kdrun plan | kdrun plan pair=gpt2 loss=akl --gpu h100 | kdrun plan pair=llama train.micro_batch_size=2""",
+)
+def plan(
+    overrides: Overrides = None,
+    *,
+    gpu: Annotated[str | None, typer.Option(help="Beside this machine: a10, a100-40gb, a100-80gb, h100, ...")] = None,
+    utilisation: Annotated[float, typer.Option(help="Share of the machine's rate that a training gets.")] = 0.35,
+    json: Annotated[Path | None, typer.Option(help="Write every figure to this file, too.")] = None,
+) -> None:
+    """Say what a training will take."""
+    from kdrun.launch import plan as run
+
+    run(list(overrides or []), CONF, gpu=gpu, utilisation=utilisation, json=json)
 
 
 @app.command(context_settings=HYDRA)

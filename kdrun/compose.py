@@ -219,6 +219,9 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
     text = str(error)
     if match := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
         group, option = match.groups()
+        if group.startswith("experiment/"):  # a folder of experiments is no group of its own
+            group, _, option = f"{group}/{option}".partition("/")
+            text = ""
         options = re.findall(r"^\t([^_\s]\S*)$", text, flags=re.MULTILINE) or explain.group_options(conf, group)
         extra = "; pip install 'kdrun[sweep]' brings joblib and submitit_slurm" if group == "hydra/launcher" else ""
         return f"no {group}={option}{explain.suggest(option, options)} (there are {', '.join(options)}){extra}"
@@ -227,7 +230,8 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
             near = explain.suggest(match[1], explain.known_keys(command, conf))
             return f"{match[1]}: not a config group of {command}{near}"
         choices = {group: value_of(words, group) or "" for group in explain.UNIONS}
-        choices |= {"loss": choices["loss"] or "akl", "teacher": choices["teacher"] or "live"}
+        defaults = {"loss": "akl", "teacher": "live", "rollout": "data"}
+        choices |= {group: choices[group] or option for group, option in defaults.items()}
         return explain.unknown_key(match[1], command, conf, choices)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values; use `kdrun sweep` for one run each, or [a,b] for a list"

@@ -16,6 +16,7 @@ from kdrun.config import CONFIGS, SHORT_KEYS
 
 UNIONS = {
     "loss": "name",
+    "rollout": "name",
     "pair": "kind",
     "data": "name",
     "teacher": "kind",
@@ -31,8 +32,9 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def group_options(conf: Path, group: str) -> list[str]:
-    """The names that `group=` takes, from the files in conf/."""
-    return sorted(file.stem for file in (conf / group).glob("*.yaml") if not file.stem.startswith("_"))
+    """The names that `group=` takes, from the files in conf/: those in a folder of the group after its name and a /."""
+    files = [*(conf / group).glob("*.yaml"), *(conf / group).glob("*/*.yaml")]
+    return sorted(str(f.relative_to(conf / group).with_suffix("")) for f in files if not f.stem.startswith("_"))
 
 
 def known_keys(command: str, conf: Path) -> dict[str, list[str]]:
@@ -44,7 +46,7 @@ def known_keys(command: str, conf: Path) -> dict[str, list[str]]:
             keys |= {f"{name}.{key}": [] for key in field.annotation.model_fields}
     if command == "train":
         keys["experiment"] = []
-    for group in ("loss", "pair", "data", "teacher", "train", "eval", "track", "bench", "study"):
+    for group in ("loss", "rollout", "pair", "data", "teacher", "train", "eval", "track", "bench", "study"):
         if group not in keys:
             continue
         for option in group_options(conf, group):

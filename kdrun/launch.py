@@ -55,6 +55,7 @@ from kdrun.sweep import (
 from kdrun.untrusted import printable
 from kdrun.words import expand_short_key, key_of, quote, read_flags, shorten, split_words, value_of
 
+TEXTS = ("teacher", "contrastive")  # rollouts of text that the teacher wrote before
 NO_CHECK = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 
 
@@ -157,17 +158,19 @@ def _refuse_cfg() -> None:
 
 
 def _refuse_live(cells: Sequence[Cell]) -> None:
-    if any(isinstance(cell.config, TrainConfig) and cell.config.teacher.kind == "live" for cell in cells):
+    configs = [cell.config for cell in cells if isinstance(cell.config, TrainConfig)]
+    if any(config.teacher.kind == "live" and config.rollout.name not in TEXTS for config in configs):
         raise UserError("teacher=live: kdrun cache makes what teacher=cached reads; leave teacher=live out")
 
 
 def cache(words: Sequence[str], conf: Path) -> None:
-    """Make the teacher caches of a training: the words of `kdrun train` (or of a sweep), teacher=cached implied."""
+    """Make the teacher caches of a training: the words of `kdrun train` (or of a sweep), teacher=cached implied, unless
+    they ask for the teacher's text."""
     flags, typed = split_words(words)
     options = answer(lambda: read_flags(flags))
     options.multirun = True  # a sweep's words are as good: its cells share their caches
     overrides = [expand_short_key(word) for word in typed]
-    if not any(key_of(word) == "teacher" for word in overrides):
+    if not any(key_of(word) == "teacher" for word in overrides) and value_of(overrides, "rollout") not in TEXTS:
         overrides = ["teacher=cached", *overrides]
     cells = answer(lambda: compose_cells("train", overrides, options, conf), typed)
     answer(lambda: _check_trust(cells, typed))
@@ -204,8 +207,25 @@ def doctor(words: Sequence[str], conf: Path, *, json: Path | None) -> None:
         sys.exit(130)
 
 
+def plan(words: Sequence[str], conf: Path, *, gpu: str | None, utilisation: float, json: Path | None) -> None:
+    """What the training that these words of `kdrun train` name would take."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded to be counted
+    flags, typed = split_words(words)
+    answer(lambda: check_flags(flags))
+    if value_of(typed, "resume") is not None:
+        answer(_refuse_resume)
+    overrides = [expand_short_key(word) for word in typed]
+    cells = answer(lambda: compose_cells("train", overrides, read_flags(flags), conf), typed)
+    answer(lambda: _check_trust(cells, typed))
+    from kdrun.commands.plan import plan as run
+
+    config = cells[0].config
+    assert isinstance(config, TrainConfig)
+    answer(lambda: run(config, gpu=gpu, utilisation=utilisation, json=json), typed)
+
+
 def _refuse_resume() -> None:
-    raise UserError("resume=: kdrun doctor looks at a training before it starts; type the words of that run instead")
+    raise UserError("resume=: this looks at a training before it starts; type the words of that run instead")
 
 
 def print_sweep(folder: Path) -> None:

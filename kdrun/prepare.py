@@ -23,7 +23,7 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
     from kdrun.commands.judge import check_judge
     from kdrun.commands.preconditions import check_evaluate, check_resume, check_train
     from kdrun.commands.study import check_study
-    from kdrun.runs.directory import RunDirectory
+    from kdrun.runs.directory import RunDirectory, take
 
     seen: set[str] = set()
     for cell in cells:
@@ -33,7 +33,7 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
                 raise UserError("--multirun: judge takes all of runs=[DIR,...] at once; type it once for each judge")
             check_judge(config)
             continue
-        key = "".join(repr(getattr(config, group, None)) for group in ("data", "pair", "teacher"))
+        key = "".join(repr(getattr(config, group, None)) for group in ("data", "pair", "teacher", "rollout"))
         if getattr(getattr(config, "teacher", None), "topk", None) is not None:
             key += repr(config.loss)  # type: ignore[attr-defined]
         if key in seen:  # one look at each file, however many cells a sweep has
@@ -54,6 +54,7 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
         run = RunDirectory.open(config.resume, key="resume")
         typed = {key_of(word) for word in overrides[len(run.record["overrides"]) :]}
         check_resume(config, run, sorted(typed - {"resume", "hydra.run.dir"}))
+        take(run.path, key=f"resume={config.resume}")
     elif multirun and (folder := value_of(overrides, "hydra.sweep.dir")) and not resuming:
         if any(Path(folder).glob("*/run.json")) or (Path(folder) / "sweep.json").exists():
             raise UserError(
@@ -125,11 +126,26 @@ def make_missing_teachers(
         with claim(folder):  # two processes that want the same teacher train it once
             if missing_teacher(cell.config) is None:  # type: ignore[arg-type]
                 continue
-            words = ["--config-dir", config_dir] if config_dir else []
-            words += teacher_words(cell, folder, conf, search_words(config_dir))
+            flags = ["--config-dir", config_dir] if config_dir else []
+            words = teacher_words(cell, folder, conf, search_words(config_dir))
             print(f"No teacher at {folder} yet: fine-tuning one, once. The same by hand:", file=sys.stderr)
-            print("  kdrun train " + " ".join(words), file=sys.stderr)
-            train(words)
+            print("  kdrun train " + " ".join([*flags, *words]), file=sys.stderr)
+            _train_aside(folder, words, flags=flags, train=train)
+
+
+def _train_aside(folder: Path, words: list[str], *, flags: list[str], train: Callable[[list[str]], None]) -> None:
+    """Run a teacher's fine-tuning under another name, which it keeps until it is done: a process that looks meanwhile
+    finds no teacher, and not the beginning of one."""
+    from kdrun.runs.directory import RunDirectory
+
+    if folder.exists():  # begun there by hand
+        return train([*flags, *words])
+    aside = folder.with_name(f".{folder.name}.begun")
+    begun = (aside / "run.json").exists()
+    if not begun or RunDirectory.open(aside, key="pair.teacher").record.get("status") != "done":
+        fresh = [*(word for word in words if key_of(word) != "hydra.run.dir"), f"hydra.run.dir={quote(str(aside))}"]
+        train([*flags, *([f"resume={quote(str(aside))}"] if begun else fresh)])
+    aside.rename(folder)
 
 
 def teacher_words(cell: Cell, folder: Path, conf: Path, search: list[str]) -> list[str]:

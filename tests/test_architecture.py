@@ -11,9 +11,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A floor imports only from floors below it; rooms of floor 1 know nothing of one another.
 FLOORS = {
     "errors": 0, "native": 0, "__init__": 0, "untrusted": 0, "secrecy": 0,
-    "losses": 1, "models": 1, "data": 1, "runs": 1, "config": 1, "generation": 1,
-    "teachers": 2,
-    "training": 3, "evaluation": 3, "analysis": 3, "studies": 3, "bench": 3, "canaries": 3,
+    "losses": 1, "models": 1, "data": 1, "runs": 1, "config": 1,
+    "teachers": 2, "generation": 2, "rollouts": 2,
+    "training": 3, "evaluation": 3, "analysis": 3, "studies": 3, "bench": 3, "canaries": 3, "planning": 3,
     "commands": 4,
     "explain": 5, "words": 5, "allowed": 5, "compose": 5, "prepare": 5, "sweep": 5, "launch": 5,
     "cli": 6, "__main__": 7,
@@ -21,9 +21,11 @@ FLOORS = {
 # Within a floor, who may call whom.
 BEFORE = {
     "untrusted": ("errors",),
+    "rollouts": ("generation", "teachers"),  # who writes, and how what was written is told apart
     "studies": ("analysis",),  # styles of figures
     "bench": ("training", "evaluation"),  # it times the loops themselves, as the commands run them
     "canaries": ("training", "evaluation"),  # what they look at
+    "planning": ("training", "evaluation"),  # which rows a step sees, what a validation holds
     "explain": ("words",),
     "allowed": ("words",),
     "compose": ("allowed", "cli", "explain", "words"),
@@ -50,9 +52,10 @@ MAY_IMPORT = {
 }
 MAY_IMPORT_FILES = {
     "models/heads.py": {"torch"}, "data/scored.py": {"torch"}, "data/batch.py": {"torch"},
-    "generation/generate.py": {"torch"}, "generation/sampling.py": {"torch"},
+    "generation/generate.py": {"torch"}, "generation/reading.py": {"torch"}, "generation/sampling.py": {"torch"},
     "generation/slots.py": {"torch", "transformers"},
     "evaluation/agreement.py": {"torch"},
+    "planning/memory.py": {"torch"}, "planning/work.py": {"torch"},
     "bench/loss.py": {"torch"}, "bench/objective.py": {"torch"}, "bench/textbook.py": {"torch"},
 }  # fmt: skip
 DRAWERS = {"utils", "common", "helpers", "helper", "base", "misc", "manager", "util", "tools"}

@@ -10,12 +10,18 @@ from hydra import compose, initialize_config_dir
 from kdrun.cli import CONF
 from kdrun.compose import compose_cells
 from kdrun.config import LOSS_SECTIONS, SHORT_KEYS, TrainConfig, loss_parameters
+from kdrun.errors import UserError
 from kdrun.explain import group_options
 from kdrun.losses import LOSSES, make_loss
 from kdrun.words import read_flags
 
 NO_FLAGS = read_flags([])
-EXTRA = {"data=jsonl": ["data.path=rows.jsonl"]}  # what a choice cannot do without
+EXTRA = {  # what a choice cannot do without
+    "data=jsonl": ["data.path=rows.jsonl"],
+    "loss=cald": ["rollout=contrastive"],
+    "loss=minillm": ["rollout=student"],
+    "experiment=method/minillm": ["data.corpus=text.txt"],
+}
 
 
 def options(*groups: str) -> list[str]:
@@ -26,7 +32,7 @@ def config_of(*words: str, command: str = "train") -> TrainConfig:
     return compose_cells(command, list(words), NO_FLAGS, CONF)[0].config
 
 
-@pytest.mark.parametrize("choice", options("loss", "pair", "data", "teacher", "train", "eval", "track"))
+@pytest.mark.parametrize("choice", options("loss", "rollout", "pair", "data", "teacher", "train", "eval", "track"))
 def test_every_choice_of_the_train_config_is_allowed(choice: str) -> None:
     assert config_of(choice, *EXTRA.get(choice, []))
 
@@ -40,23 +46,41 @@ def test_every_choice_of_the_evaluate_config_is_allowed(choice: str) -> None:
 
 @pytest.mark.parametrize("name", group_options(CONF, "experiment"))
 def test_every_experiment_composes_in_every_cell(name: str) -> None:
-    cells = compose_cells("train", [f"experiment={name}"], read_flags(["--multirun"]), CONF)
+    word = f"experiment={name}"
+    cells = compose_cells("train", [word, *EXTRA.get(word, [])], read_flags(["--multirun"]), CONF)
     assert cells
 
 
 def test_every_experiment_has_its_result_beside_it() -> None:
     for name in group_options(CONF, "experiment"):
-        readme = CONF / "experiment" / name / "README.md"
-        assert readme.exists(), f"experiments/{name}/README.md: question, command, verdict"
+        folder = CONF / "experiment" / name
+        readme = (folder.parent if "/" in name else folder) / "README.md"
+        assert readme.exists(), f"{readme}: question, command, verdict"
         assert "kdrun sweep experiment=" in readme.read_text() or "kdrun train experiment=" in readme.read_text()
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_schema_yaml_and_class_of_a_loss_have_the_same_parameters_and_defaults(name: str) -> None:
-    section = config_of(f"loss={name}").loss
+    section = config_of(f"loss={name}", *EXTRA.get(f"loss={name}", [])).loss
     parameters = inspect.signature(LOSSES[name]).parameters
     assert loss_parameters(section) == {key: parameter.default for key, parameter in parameters.items()}
     assert make_loss(name, **loss_parameters(section)).needs_teacher == (name != "sft")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("loss=cald", "rollout=data: does not suit loss=cald: .*; type rollout=contrastive, or another loss"),
+        ("loss=minillm rollout=mixed", "rollout=mixed: does not suit loss=minillm: .*; type rollout=student, or"),
+        ("loss=sft rollout=student", "rollout=student: does not suit loss=sft: .*; type rollout=data or rollout=teach"),
+        ("loss=minillm rollout=student rollout.temperature=0.7", "rollout.temperature=0.7, top_k=0, .*temperature=1 "),
+        ("rollout=adaptive train.valid_every=null", "train.valid_every=null: .*; type train.valid_every=50, or"),
+        ("rollout=mixed teacher=cached", "teacher=cached: rollout=mixed .*; type teacher=live, or rollout=data"),
+    ],
+)
+def test_a_senseless_pair_of_text_and_loss_is_refused_with_the_reason(words: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        config_of(*words.split())
 
 
 def test_every_loss_has_a_yaml_and_a_section() -> None:
@@ -97,7 +121,7 @@ def test_every_config_key_is_read_somewhere() -> None:
         for path in package.rglob("*.py")
         if path.name != "explain.py" and not {"config", "losses"} & set(path.relative_to(package).parts)
     )
-    for group in ("train", "eval", "track", "pair", "data", "teacher"):
+    for group in ("train", "eval", "track", "pair", "data", "teacher", "rollout"):
         for choice in group_options(CONF, group):
             config = config_of(f"{group}={choice}", *EXTRA.get(f"{group}={choice}", []))
             for key in type(getattr(config, group)).model_fields:

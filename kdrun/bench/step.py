@@ -87,10 +87,24 @@ def run_ours(given: tuple[PairInputs, int], lane: Lane) -> None:
 
 
 def run_trl(given: tuple[PairInputs, int], lane: Lane, *, checkpointing: bool = False) -> None:
-    """trl's GKDTrainer.train(), off-policy (lmbda=0, beta=0): its optimiser, clipping, scheduler; no log, no save.
+    """trl's GKDTrainer.train(), off-policy (lmbda=0, beta=0)."""
+    inputs, num_steps = given
+    train_with_trl(
+        inputs, lane, num_steps=num_steps, collate=partial(_collate_for_trl, inputs), checkpointing=checkpointing,
+        lmbda=0.0, beta=0.0,
+    )  # fmt: skip
+
+
+def train_with_trl(
+    inputs: PairInputs, lane: Lane, *, num_steps: int, collate: Any, checkpointing: bool = False, **method: Any
+) -> None:
+    """trl's GKDTrainer.train(): its optimiser, clipping, scheduler; no log, no save.
 
     It gets the rows tokenised, in batches padded to the longest row: its own collator would apply a chat template and
     tokenise in every step. In float32, where its own default is bf16.
+
+    Args:
+        method: of GKDConfig: whose text, which divergence, how text is drawn.
     """
     import tempfile
 
@@ -102,22 +116,21 @@ def run_trl(given: tuple[PairInputs, int], lane: Lane, *, checkpointing: bool = 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             lane.pause()
 
-    inputs, num_steps = given
     pair, order = inputs.pair, inputs.order()
     rows = np.concatenate([order.rows(step) for step in range(num_steps)])
     with tempfile.TemporaryDirectory() as folder:
         config = GKDConfig(
             output_dir=folder, per_device_train_batch_size=pair.batch_size, max_steps=num_steps,
-            learning_rate=LEARNING_RATE, lmbda=0.0, beta=0.0, seq_kd=False, gradient_checkpointing=checkpointing,
+            learning_rate=LEARNING_RATE, seq_kd=False, gradient_checkpointing=checkpointing,
             bf16=pair.precision == "bf16", use_cpu=pair.device == "cpu", max_length=pair.max_tokens,
             train_sampling_strategy="sequential", report_to="none", logging_strategy="no", save_strategy="no",
-            disable_tqdm=True, seed=pair.seed,
+            disable_tqdm=True, seed=pair.seed, **method,
         )  # fmt: skip
         trainer = GKDTrainer(
             model=inputs.student(),
             teacher_model=inputs.teacher(),
             args=config,
-            data_collator=partial(_collate_for_trl, inputs),
+            data_collator=collate,
             train_dataset=datasets.Dataset.from_dict({"row": rows.tolist()}),
             processing_class=inputs.tokenizer,
             callbacks=[Pause()],

@@ -111,6 +111,13 @@ def _plan(config: BenchConfig, device: str) -> Any:
             from kdrun.bench import step
 
             return step.plan(pair=_pair(values, device, seed), repetitions=section.repetitions, threads=section.threads)
+        case "rollout":
+            from kdrun.bench import rollout
+
+            return rollout.plan(
+                max_new_tokens=values.pop("max_new_tokens"), pair=_pair(values, device, seed),
+                repetitions=section.repetitions, threads=section.threads,
+            )  # fmt: skip
         case "cache":
             from kdrun.bench import cache
 

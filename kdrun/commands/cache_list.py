@@ -1,4 +1,4 @@
-"""kdrun cache ls: what teacher caches lie in a directory. No torch, so that it answers at once."""
+"""kdrun cache ls: what teacher caches and texts lie in a directory. No torch, so that it answers at once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from kdrun.teachers.listing import find_caches, spell_bytes
 from kdrun.untrusted import printable
 
 
-def list_caches(directory: Path) -> None:
-    """Print every cache at or below a directory: size, bytes a token, use, whole or half-built.
+def list_caches(*directories: Path) -> None:
+    """Print every cache at or below the directories: size, bytes a token, use, whole or half-built.
 
     Raises:
-        UserError: when there is no such folder.
+        UserError: when none of them is there.
     """
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such folder, so no caches yet; kdrun cache makes some")
-    found = find_caches(directory)
+    there = [directory for directory in directories if directory.is_dir()]
+    if not there:
+        raise UserError(f"{directories[0]}: no such folder, so no caches yet; kdrun cache makes some")
+    found = [entry for directory in there for entry in find_caches(directory)]
     lines = [
         [
             relative(entry.folder), entry.teacher, _count(entry.rows), _count(entry.tokens), entry.dtype,
@@ -32,7 +33,7 @@ def list_caches(directory: Path) -> None:
               for path in heads]  # fmt: skip
     print_table(["cache", "teacher", "rows", "tokens", "dtype", "size", "bytes/token", "read by", "state"], lines)
     total = sum(entry.num_bytes for entry in found) + sum(path.stat().st_size for path in heads)
-    print(f"{len(found)} caches, {spell_bytes(total)} in {directory}")
+    print(f"{len(found)} caches, {spell_bytes(total)} in {', '.join(map(str, there))}")
 
 
 def _count(value: int | None) -> str:

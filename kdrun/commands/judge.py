@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shlex
 from collections import Counter, defaultdict
@@ -29,6 +28,7 @@ from kdrun.evaluation.judge.subjects import (
     read_examples,
 )
 from kdrun.evaluation.judge.tally import read_verdict, tally
+from kdrun.generation.endpoint import read_key
 from kdrun.runs.directory import RunDirectory, write_json, write_text
 from kdrun.runs.progress import progress
 from kdrun.runs.records import read_json
@@ -124,8 +124,9 @@ def make_plan(config: JudgeConfig) -> Plan:
     """
     section = config.judge
     endpoint = Endpoint(
-        base_url=section.base_url, model=section.model, key=read_key(section.key_env), max_tokens=section.max_tokens,
-        timeout_s=section.timeout_s, retries=section.retries, concurrency=section.concurrency,
+        base_url=section.base_url, model=section.model, key=read_key(section.key_env, key="judge.key_env"),
+        max_tokens=section.max_tokens, timeout_s=section.timeout_s, retries=section.retries,
+        concurrency=section.concurrency,
     )  # fmt: skip
     sets, against = _judged_sets(config)
     if not any(judged.questions for judged in sets):
@@ -140,25 +141,6 @@ def make_plan(config: JudgeConfig) -> Plan:
         input_price=section.input_price, output_price=section.output_price,
     )  # fmt: skip
     return Plan(endpoint, sets, against, hashes, cached, pending, expected)
-
-
-def read_key(name: str | None) -> str | None:
-    """The key in an environment variable; None for None.
-
-    Raises:
-        UserError: when the variable is empty or cannot be sent; the key is not shown.
-    """
-    if name is None:
-        return None
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise UserError(
-            f"judge.key_env={name}: this environment variable is not set; export it, or type judge.key_env=null for an "
-            "endpoint without a key"
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"judge.key_env={name}: the value of this environment variable cannot be a key; export it anew")
-    return key
 
 
 def _judged_sets(config: JudgeConfig) -> tuple[list[JudgedSet], dict[str, Path]]:

@@ -46,6 +46,10 @@ def check_train(config: TrainConfig) -> None:
     cached = isinstance(config.teacher, CachedTeacher)
     check_data(config.data, tokenizer=None if missing else _tokenizer_file(config))
     check_teacher(config)
+    if getattr(config.rollout, "server", None) is not None:
+        from kdrun.generation.endpoint import read_key
+
+        read_key(getattr(config.rollout, "key_env", None), key="rollout.key_env")
     if config.evaluate:
         check_scoring(config.eval)
     if isinstance(pair, ScratchPair):
@@ -214,7 +218,7 @@ def recorded_parts(run: RunDirectory) -> tuple[Pair, Data]:
 
 
 def check_data(data: Data, *, tokenizer: Path | None = None) -> None:
-    """Local data files exist and every line of them parses; some prompt is short enough.
+    """Local data files and the corpus exist and every line of them parses; some prompt is short enough.
 
     Args:
         tokenizer: a tokenizer.json to count with; None does not count.
@@ -222,6 +226,10 @@ def check_data(data: Data, *, tokenizer: Path | None = None) -> None:
     Raises:
         UserError: naming the key, or file and line.
     """
+    if data.corpus is not None:
+        from kdrun.data.corpus import check_corpus
+
+        check_corpus(data.corpus)
     if isinstance(data, JsonlData):
         from kdrun.data.encoding import check_some_prompt_fits
         from kdrun.data.jsonl import iterate_jsonl

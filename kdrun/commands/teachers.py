@@ -118,6 +118,48 @@ def check_context(model: Any, max_tokens: int, *, role: str) -> None:
         raise UserError(f"data.max_tokens={max_tokens}: the {role} has {limit} positions; lower it")
 
 
+def shared_with(pair: Pair, models: Models) -> tuple[int, int, int]:
+    """Hidden width and vocabulary rows of a pair's teacher, and the rows that it shares with the student; no weights
+    are read.
+
+    Raises:
+        UserError: when the teacher speaks another vocabulary.
+    """
+    remote = bool(getattr(pair, "trust_remote_code", False))
+    tokenizer = load_tokenizer(pair.teacher, key="pair.teacher", trust_remote_code=remote)
+    width, vocabulary = model_sizes(pair.teacher, key="pair.teacher", trust_remote_code=remote)
+    student_rows = models.student.get_output_embeddings().weight.shape[0]
+    shared = shared_rows(tokenizer, models.tokenizer, teacher_rows=vocabulary, student_rows=student_rows)
+    return width, vocabulary, shared
+
+
+def found_weights(pair: Pair, *, memory: Path, otherwise: str) -> str:
+    """sha256 of the weights of a pair's teacher, which are fetched from the hub when they are not here.
+
+    Raises:
+        UserError: that there are none, so `otherwise`.
+    """
+    folder = local_folder(pair.teacher, key="pair.teacher")
+    weights = weights_sha256(folder, memory=memory)
+    if weights is None and not Path(pair.teacher).exists():
+        load_model(pair.teacher, key="pair.teacher", trust_remote_code=bool(getattr(pair, "trust_remote_code", False)))
+        weights = weights_sha256(folder, memory=memory)
+    if weights is None:
+        raise UserError(f"pair.teacher={pair.teacher}: no weights there, so {otherwise}")
+    return weights
+
+
+def free_memory() -> None:
+    """Gives the memory of a model that is no longer used back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def preflight(model: Any, rows: EncodedSet, *, pad_id: int, name: str) -> float:
     """Largest difference of head(hidden) from the model's own logits on a few rows, relative to their spread."""
     from kdrun.data.scored import collate
@@ -145,40 +187,28 @@ class Caches:
             UserError: when the teacher speaks another vocabulary, or nothing says which weights it has.
         """
         self.source, self.pair, self.data, self.models, self.sets, self.say = source, pair, data, models, sets, say
-        self.remote = bool(getattr(pair, "trust_remote_code", False))
-        tokenizer = load_tokenizer(pair.teacher, key="pair.teacher", trust_remote_code=self.remote)
-        self.width, vocabulary = model_sizes(pair.teacher, key="pair.teacher", trust_remote_code=self.remote)
-        self.vocabulary = vocabulary
-        self.shared = shared_rows(
-            tokenizer, models.tokenizer, teacher_rows=vocabulary,
-            student_rows=models.student.get_output_embeddings().weight.shape[0],
-        )  # fmt: skip
+        self.width, self.vocabulary, self.shared = shared_with(pair, models)
         if source.topk is not None and source.topk > self.shared:
             raise UserError(f"teacher.topk={source.topk}: must be at most {self.shared}, the entries of the vocabulary")
-        self.identity = self._identity(tokenizer)
+        self.identity = self._identity()
         self.group = Path(source.path or Path(source.directory) / self.identity.folder_name(pair.teacher, data.name))
         self.wanted = {name: identity_fields(self.identity, rows) for name, rows in sets.items()}
         self.folders = {name: self.group / set_name(name, wanted) for name, wanted in self.wanted.items()}
         self.made: set[str] = set()
 
-    def _identity(self, tokenizer: Any) -> TeacherIdentity:
+    def _identity(self) -> TeacherIdentity:
         folder = local_folder(self.pair.teacher, key="pair.teacher")
-        memory = None if self.source.path else Path(self.source.directory) / "hashes.json"
-        weights = weights_sha256(folder, memory=memory)
-        if weights is None and self.source.path is None:
-            if Path(self.pair.teacher).exists():
-                raise UserError(
-                    f"pair.teacher={self.pair.teacher}: no weights there, so nothing says which cache is its own; "
-                    "name one: teacher.path=DIR"
-                )
-            load_model(self.pair.teacher, key="pair.teacher", trust_remote_code=self.remote)  # fetches it from the hub
-            weights = weights_sha256(folder, memory=memory)
-        if weights is None:
+        if self.source.path is None:
+            weights: str | None = found_weights(
+                self.pair, memory=Path(self.source.directory) / "hashes.json",
+                otherwise="nothing says which cache is its own; name one: teacher.path=DIR",
+            )  # fmt: skip
+        elif (weights := weights_sha256(folder)) is None:
             self.say(f"teacher cache: no weights at {self.pair.teacher}, so their hash is not compared")
         return TeacherIdentity(
             config_sha256=file_sha256(folder / "config.json"),
             weights_sha256=weights,
-            tokenizer_sha256=tokenizer_sha256(tokenizer),
+            tokenizer_sha256=tokenizer_sha256(self.models.tokenizer),  # the teacher's means the same by each id
             dtype=teacher_dtype(self.pair),
             topk=self.source.topk,
             vocabulary=None if self.source.topk is None else self.shared,
@@ -241,8 +271,6 @@ class Caches:
         return refusal(folder, content, wanted, differences(content["identity"], wanted), key=key)
 
     def _make(self, names: list[str], *, device: Any) -> None:
-        import gc
-
         import torch
 
         from kdrun.teachers.building import build, check_disk, estimate_bytes
@@ -275,9 +303,7 @@ class Caches:
                 )  # fmt: skip
                 self.made.add(name)
         del teacher
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _record(self, teacher: LiveTeacher, name: str, device: Any) -> Any:
         """What is stored of a token; for a lossy cache with its truncation error, which is said, too."""

@@ -25,6 +25,7 @@ from kdrun.commands.assembly import (
 )
 from kdrun.commands.doctor import check_start
 from kdrun.commands.preconditions import check_material
+from kdrun.commands.rollouts import build_rollout, with_teacher_text
 from kdrun.commands.scoring import check_room, evaluate_model
 from kdrun.commands.teachers import (
     Caches,
@@ -84,7 +85,7 @@ class Training:
         remove_leftovers(run.path)
         self.resumed: Checkpoint | None = newest_checkpoint(self.checkpoints, run=self.run_id)
         self.metrics: dict[str, Any] = {}
-        self.validated: set[int] = set()
+        self.validated: dict[int, float] = {}  # steps -> the student's NLL
 
     def run_all(self) -> float:
         """Load, check, train, save, validate, evaluate; the run directory holds everything at the end."""
@@ -102,14 +103,18 @@ class Training:
         )  # fmt: skip
         check_context(models.student, config.data.max_tokens, role="student")
         sets = run_sets(config, splits, models.tokenizer, needs_teacher=loss.needs_teacher)
+        prompts = sets.train
+        sets, text = with_teacher_text(config, models, sets, device=device)
         rows, valid = sets.train, sets.valid
         check_room(models.student, sets.evaluated, config.eval)
-        head = preflight(models.student, rows, pad_id=models.tokenizer.pad_token_id, name="student")
+        head = preflight(models.student, prompts, pad_id=models.tokenizer.pad_token_id, name="student")
         accelerator = self._accelerator(device)
         teacher = self._teacher(models, sets, device=accelerator.device)
-        self._note(models, teacher, rows, valid)
-        taught = teacher.sets.get("train") if loss.needs_teacher else None
-        canaries = check_start(config, models, loss, rows, splits, teacher=taught, accelerator=accelerator)
+        self._note(models, teacher, rows, valid, text)
+        # A cache of text that the teacher wrote knows nothing of the data's rows, which the canaries look at.
+        other_rows = bool(text) and isinstance(config.teacher, CachedTeacher)
+        taught = teacher.sets.get("train") if loss.needs_teacher and not other_rows else None
+        canaries = check_start(config, models, loss, prompts, splits, teacher=taught, accelerator=accelerator)
         self.run.note(canaries={"head": head, **canaries})
         tracker = self._tracker()
         try:
@@ -164,9 +169,12 @@ class Training:
         precision = {"fp32": "no", "bf16": "bf16"}[choose_precision(self.config.train.precision, device)]
         return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
-    def _note(self, models: Models, teacher: RunTeacher, rows: EncodedSet, valid: EncodedSet) -> None:
+    def _note(
+        self, models: Models, teacher: RunTeacher, rows: EncodedSet, valid: EncodedSet, text: dict[str, Any]
+    ) -> None:
         """What was really loaded, into run.json."""
         facts: dict[str, Any] = {
+            **({"rollout": text} if text else {}),
             "data": {
                 "rows": len(rows),
                 "dropped": rows.num_dropped,
@@ -196,7 +204,7 @@ class Training:
             name=config.name if self.group is None else f"{config.name}-{self.run.path.name}",
             group=self.group,
             job_type="train",
-            tags=[config.loss.name, config.data.name, config.pair.name],
+            tags=[config.loss.name, config.rollout.name, config.data.name, config.pair.name],
             config=config.model_dump(mode="json"),
             run_id=self._earlier_tracker_id(),
         )
@@ -241,12 +249,16 @@ class Training:
         models.student.to(accelerator.device).train()
         if settings.gradient_checkpointing:
             models.student.gradient_checkpointing_enable()
+        num_steps = total_steps(len(rows), settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
+        rollout = build_rollout(self.config, models, rows, teacher, num_steps=num_steps, accelerator=accelerator)
         mix = self.config.loss.model_dump(include={"kd_ratio", "temperature", "temperature_squared"})
-        objective = StudentObjective(models.student, loss, rows=teacher.rows, chunk_tokens=settings.chunk_tokens, **mix)
+        objective = StudentObjective(
+            models.student, loss, rows=teacher.rows, chunk_tokens=settings.chunk_tokens,
+            teacher_share=rollout.teacher_share, **mix,
+        )  # fmt: skip
         optimizer = make_optimizer(
             models.student, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
         )
-        num_steps = total_steps(len(rows), settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
         loop = Loop(
             objective, optimizer, rows,
             LoopSettings(
@@ -259,6 +271,7 @@ class Training:
             accelerator=accelerator,
             teacher=teacher.sets.get("train") if loss.needs_teacher else None,
             pad_id=tokenizer.pad_token_id,
+            rollout=rollout,
         )  # fmt: skip
         start, earlier_s = self._restore(optimizer, loss, loop)
         file = MetricsFile(self.run.path / "metrics.jsonl")
@@ -274,12 +287,18 @@ class Training:
             due = step in (0, num_steps) or (settings.valid_every and step % settings.valid_every == 0)
             if due and step not in self.validated:
                 size = loop.micro_batch_size or settings.batch_size
-                report(step, self._validate(models, teacher, valid, batch_size=size), part="valid")
+                means = self._validate(models, teacher, valid, batch_size=size)
+                report(step, means, part="valid")
+                self.validated[step] = means["nll"]
+                rollout.validated(means["nll"])
 
         def save(step: int) -> None:
             nonlocal saved
             file.sync()
-            state = {"loss": loss.state_dict(), "loop": loop.state_dict(), "time_s": time.monotonic() - begun}
+            state = {
+                "loss": loss.state_dict(), "loop": loop.state_dict(), "time_s": time.monotonic() - begun,
+                "validated": step in self.validated,
+            }  # fmt: skip
             save_checkpoint(
                 self.checkpoints, step, run=self.run_id, model=models.student, tokenizer=tokenizer, optimizer=optimizer,
                 state=state, keep=settings.keep_checkpoints,
@@ -324,12 +343,14 @@ class Training:
             for line in drop_lines_after(self.run.path / "metrics.jsonl", step or -1):
                 values = {name: value for name, value in line.items() if "/" in name}
                 self.metrics |= values
-                self.validated |= {line["step"] for name in values if name.startswith("valid/")}
+                self.validated |= {line["step"]: line["valid/nll"]} if "valid/nll" in line else {}
         if self.resumed is None:
             return 0, 0.0
         state = self.resumed.restore(optimizer)
         loss.load_state_dict(state["loss"])
         loop.load_state_dict(state["loop"])
+        if step in self.validated and not state["validated"]:
+            loop.rollout.validated(self.validated[step])
         log.info("resumed after step %d", step)
         return step, state["time_s"]
 

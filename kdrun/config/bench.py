@@ -108,6 +108,22 @@ class StepBench(PairBench):
     name: Literal["step"]
 
 
+class RolloutBench(PairBench):
+    """On-policy steps and their parts; max_new_tokens: of every text."""
+
+    name: Literal["rollout"]
+    max_new_tokens: Count
+
+    @model_validator(mode="after")
+    def texts_fit(self) -> Self:
+        if self.max_prompt_tokens + self.max_new_tokens > self.max_tokens:
+            raise ValueError(
+                f"bench.max_new_tokens={self.max_new_tokens}: with bench.max_prompt_tokens={self.max_prompt_tokens} it "
+                f"must be at most bench.max_tokens={self.max_tokens}"
+            )
+        return self
+
+
 class CacheBench(PairBench):
     """Epochs from a teacher cache and live; mus: the values of the sweep that shares one cache."""
 
@@ -142,7 +158,8 @@ class StartupBench(Measured):
 
 
 Bench = Annotated[
-    LossBench | ObjectiveBench | StepBench | CacheBench | GenerateBench | StartupBench, Field(discriminator="name")
+    LossBench | ObjectiveBench | StepBench | RolloutBench | CacheBench | GenerateBench | StartupBench,
+    Field(discriminator="name"),
 ]
 
 

@@ -11,9 +11,20 @@ from kdrun.config.evaluation import Evaluation
 from kdrun.config.judge import JudgeConfig
 from kdrun.config.losses import Loss
 from kdrun.config.parts import Data, Pair, ScratchPair, Track, Train
+from kdrun.config.rollouts import AdaptiveText, Drawn, Rollout
 from kdrun.config.section import CountOrZero, Name, Section
 from kdrun.config.study import StudyConfig
 from kdrun.config.teacher import CachedTeacher, TeacherSource
+
+# The rollouts of losses that cannot take every one, and why.
+SUITED: dict[str, tuple[tuple[str, ...], str]] = {
+    "sft": (
+        ("data", "teacher"),
+        "cross-entropy on the student's own text teaches it nothing",
+    ),
+    "cald": (("contrastive",), "its halves are text of the teacher and text of the student, side by side"),
+    "minillm": (("student",), "it is a policy gradient on text that the student writes"),
+}
 
 
 class TrainConfig(Section):
@@ -26,6 +37,7 @@ class TrainConfig(Section):
     evaluate: bool
     pair: Pair
     loss: Loss
+    rollout: Rollout
     data: Data
     teacher: TeacherSource
     train: Train
@@ -44,11 +56,47 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def text_suits_the_loss(self) -> Self:
+        rollout, loss = self.rollout.name, self.loss.name
+        wanted, why = SUITED.get(loss, ((rollout,), ""))
+        if rollout not in wanted:
+            raise ValueError(
+                f"rollout={rollout}: does not suit loss={loss}: {why}; type "
+                f"{' or '.join(f'rollout={name}' for name in wanted)}, or another loss"
+            )
+        if loss == "minillm" and isinstance(drawn := self.rollout, Drawn):
+            given = (drawn.temperature, drawn.top_k, drawn.top_p)
+            if given != (1, 0, 1):
+                raise ValueError(
+                    f"rollout.temperature={given[0]:g}, top_k={given[1]}, top_p={given[2]:g}: loss=minillm weighs a "
+                    "token by its chance in the models' own distribution; type rollout.temperature=1 rollout.top_k=0 "
+                    "rollout.top_p=1, or another loss"
+                )
+        if self.role == "teacher" and rollout != "data":
+            raise ValueError(f"rollout={rollout}: role=teacher is fine-tuned on the data; type rollout=data")
+        if isinstance(self.rollout, Drawn) and (self.rollout.max_new_tokens or 0) >= self.data.max_tokens:
+            raise ValueError(
+                f"rollout.max_new_tokens={self.rollout.max_new_tokens}: must be below data.max_tokens="
+                f"{self.data.max_tokens}, which prompt and answer share; null: whatever the prompt leaves"
+            )
+        if isinstance(self.rollout, AdaptiveText) and self.train.valid_every is None and not self.rollout.threshold:
+            raise ValueError(
+                "train.valid_every=null: rollout=adaptive raises its threshold by the validation loss, from 0, so no "
+                "text would ever be written; type train.valid_every=50, or rollout.threshold=0.5"
+            )
+        return self
+
+    @model_validator(mode="after")
     def cache_can_serve(self) -> Self:
         if not isinstance(self.teacher, CachedTeacher):
             return self
         if self.role == "teacher":
             raise ValueError("teacher=cached: role=teacher fine-tunes the teacher itself; type teacher=live")
+        if self.rollout.name not in ("data", "teacher"):
+            raise ValueError(
+                f"teacher=cached: rollout={self.rollout.name} scores text that the student writes in the training, "
+                "which no cache can hold; type teacher=live, or rollout=data or teacher"
+            )
         if self.teacher.topk is not None and (temperature := getattr(self.loss, "temperature", 1)) != 1:
             raise ValueError(
                 f"loss.temperature={temperature}: teacher.topk={self.teacher.topk} stores log-probabilities at "

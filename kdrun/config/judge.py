@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from kdrun.config.endpoint import checked_address, checked_variable
 from kdrun.config.section import Count, CountOrZero, Name, NonNegative, Positive, Section
-
-# Capitals in short parts, as names of environment variables are and keys are not.
-VARIABLE = re.compile(r"[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})*")
 
 
 class Judge(Section):
@@ -33,33 +30,12 @@ class Judge(Section):
     @field_validator("key_env", mode="before")
     @classmethod
     def key_env_is_a_name(cls, value: Any) -> Any:
-        # Not shown: it may be the key itself.
-        if value is not None and not (isinstance(value, str) and VARIABLE.fullmatch(value)):
-            raise ValueError(
-                "judge.key_env: must be the name of an environment variable that holds the key, in capitals, or null, "
-                "and what was typed (not shown here) is none; type for example judge.key_env=OPENAI_API_KEY"
-            )
-        return value
+        return checked_variable(value, key="judge.key_env")
 
     @field_validator("base_url")
     @classmethod
     def base_url_is_plain(cls, value: str) -> str:
-        example = "type for example judge.base_url=http://127.0.0.1:8000/v1"
-        try:
-            parts = urlsplit(value)
-            plain = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            plain = False
-        if re.search(r"[@?#\s]", value):
-            raise ValueError(
-                "judge.base_url: must hold no user name, password, query or space (not shown here); a key comes from "
-                f"the environment variable that judge.key_env names; {example}"
-            )
-        if not plain or parts.path.rstrip("/").endswith("/chat/completions"):
-            raise ValueError(
-                f"judge.base_url={value}: must be an address up to /chat/completions, without it; {example}"
-            )
-        return value.rstrip("/")
+        return checked_address(value, key="judge.base_url", path="/chat/completions")
 
 
 class JudgeConfig(Section):

@@ -123,12 +123,35 @@ class Gap(Distillation):
     mu: OpenShare
 
 
+class CALD(Section):
+    """SKL on the teacher's text, SRKL on the student's (DistiLLM-2)."""
+
+    name: Literal["cald"]
+    kd_ratio: Share
+    temperature: Positive
+    temperature_squared: bool
+    alpha: Share
+    variant: Literal["paper", "code"]
+
+
+class MiniLLM(Section):
+    """Policy gradient of the sequence's reverse KL (MiniLLM)."""
+
+    name: Literal["minillm"]
+    single_step: bool
+    length_norm: bool
+    gamma: Share
+    reward_scale: Positive
+    reward_clip: Positive
+    ratio_clip: Positive
+
+
 Loss = Annotated[
-    SFT | FKL | RKL | FKLRKL | AKL | JSD | TVD | SKL | SRKL | AB | Alpha | TAID | AMiD | Gap,
+    SFT | FKL | RKL | FKLRKL | AKL | JSD | TVD | SKL | SRKL | AB | Alpha | TAID | AMiD | Gap | CALD | MiniLLM,
     Field(discriminator="name"),
 ]
 LOSS_SECTIONS: tuple[type[Section], ...] = (
-    SFT, FKL, RKL, FKLRKL, AKL, JSD, TVD, SKL, SRKL, AB, Alpha, TAID, AMiD, Gap,
+    SFT, FKL, RKL, FKLRKL, AKL, JSD, TVD, SKL, SRKL, AB, Alpha, TAID, AMiD, Gap, CALD, MiniLLM,
 )  # fmt: skip
 # Every parameter of a loss may be typed without its prefix: mu=0.5 is loss.mu=0.5.
 SHORT_KEYS: frozenset[str] = frozenset(key for loss in LOSS_SECTIONS for key in loss.model_fields) - {"name"}

@@ -60,7 +60,11 @@ Pair = Annotated[ScratchPair | PretrainedPair, Field(discriminator="kind")]
 
 
 class Text(Section):
-    """What every data set shares: how an example becomes tokens; `encoded` is the folder that keeps them, if any."""
+    """What every data set shares: how an example becomes tokens; `encoded` is the folder that keeps them, if any.
+
+    `corpus`: plain text (.txt) or JSON lines with "text"; its mean cross-entropy over `corpus_rows` rows of max_tokens
+    (null: train.batch_size) is added to every step's total, `corpus_weight` times.
+    """
 
     template: Literal["plain", "alpaca", "chat"]
     max_prompt_tokens: Count
@@ -68,6 +72,9 @@ class Text(Section):
     overlong: Literal["drop", "truncate"]
     max_rows: Count | None
     encoded: str | None
+    corpus: str | None
+    corpus_weight: Positive
+    corpus_rows: Count | None
 
     @model_validator(mode="after")
     def prompt_leaves_room(self) -> Self:

@@ -33,11 +33,16 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Row numbers from short to long, their groups, and the id at every scored token in the same order."""
+    """Row numbers from short to long, their groups, and the id at every scored token in the same order.
+
+    `lengths`: scored tokens of each row; `writer`: who wrote them (data, teacher, student or corpus).
+    """
 
     rows: NDArray[np.int64]
     groups: tuple[Group, ...]
     target_N: Tensor
+    lengths: tuple[int, ...]
+    writer: str = "data"
 
     @property
     def num_scored(self) -> int:
@@ -57,10 +62,13 @@ class Batch:
     def unscored(self) -> Batch:
         """One row of it with nothing scored: what a rank without a row takes part with."""
         first = self.groups[0]
-        return Batch(self.rows[:0], (Group(first.ids_BT[:1], first.index_N[:0]),), self.target_N[:0])
+        group = Group(first.ids_BT[:1], first.index_N[:0])
+        return Batch(self.rows[:0], (group,), self.target_N[:0], (), self.writer)
 
 
-def make_batch(encoded: EncodedSet, rows: Sequence[int] | NDArray[np.int64], *, pad_id: int, device: Any) -> Batch:
+def make_batch(
+    encoded: EncodedSet, rows: Sequence[int] | NDArray[np.int64], *, pad_id: int, device: Any, writer: str = "data"
+) -> Batch:
     """These rows of an encoded set, sorted by length and cut into groups where that saves more than a pass costs.
 
     The order of the scored tokens is that of `rows` in the batch, then of time. Raises ValueError for no rows.
@@ -78,7 +86,8 @@ def make_batch(encoded: EncodedSet, rows: Sequence[int] | NDArray[np.int64], *, 
         start = end
     if not groups:
         raise ValueError("rows: there are none to batch")
-    return Batch(chosen, tuple(groups), torch.cat(targets)).to(device)
+    lengths = tuple(encoded.scored_lengths[chosen].tolist())
+    return Batch(chosen, tuple(groups), torch.cat(targets), lengths, writer).to(device)
 
 
 def cheapest_cuts(lengths: Sequence[int], *, cost: int) -> list[int]:

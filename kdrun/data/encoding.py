@@ -74,6 +74,21 @@ class EncodedSet:
             example_index=self.example_index[chosen],
         )
 
+    @classmethod
+    def of_rows(
+        cls,
+        rows: Sequence[NDArray[np.int32]],
+        prompt_lengths: Sequence[int] | NDArray[np.integer],
+        example_index: Sequence[int] | NDArray[np.integer],
+    ) -> "EncodedSet":
+        """The set of these rows, each with how much of it is prompt and which example it came from."""
+        return cls(
+            ids=np.concatenate([np.asarray(row, dtype=np.int32) for row in rows] or [np.empty(0, dtype=np.int32)]),
+            offsets=_offsets([len(row) for row in rows]),
+            prompt_lengths=np.array(prompt_lengths, dtype=np.int32),
+            example_index=np.array(example_index, dtype=np.int32),
+        )
+
     def fingerprint(self) -> str:
         """sha256 over the four arrays: equal when every row, its order and its origin are; the same on any machine."""
         digest = hashlib.sha256()
@@ -133,11 +148,8 @@ def encode(
     num_dropped = len(examples) - len(rows)
     if num_dropped:
         logger.info("dropped %d of %d examples: prompt over %d tokens", num_dropped, len(examples), max_prompt_tokens)
-    return EncodedSet(
-        ids=np.concatenate(rows),
-        offsets=_offsets([len(row) for row in rows]),
-        prompt_lengths=np.array(prompt_lengths, dtype=np.int32),
-        example_index=np.array(example_index, dtype=np.int32),
+    return replace(
+        EncodedSet.of_rows(rows, prompt_lengths, example_index),
         num_dropped=num_dropped,
         num_cut_prompts=num_cut_prompts,
         num_cut_responses=num_cut_responses,
@@ -166,13 +178,14 @@ def _encoded_pairs(
         some = examples[start : start + _ROWS_AT_ONCE]
         prompts = [render_prompt(example, template, tokenizer=tokenizer) for example in some]
         yield from zip(
-            _tokenize(prompts, tokenizer, parse_special=template == "chat"),
-            _tokenize([example.response for example in some], tokenizer, parse_special=False),
+            tokenize(prompts, tokenizer, parse_special=template == "chat"),
+            tokenize([example.response for example in some], tokenizer, parse_special=False),
             strict=True,
         )
 
 
-def _tokenize(texts: list[str], tokenizer: Any, *, parse_special: bool) -> list[NDArray[np.int32]]:
+def tokenize(texts: list[str], tokenizer: Any, *, parse_special: bool) -> list[NDArray[np.int32]]:
+    """The ids of each text, none added; what looks like a special token is one, or (not `parse_special`) plain text."""
     encoded = tokenizer(
         texts,
         add_special_tokens=False,

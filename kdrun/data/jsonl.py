@@ -36,15 +36,32 @@ def iterate_jsonl(
 ) -> Iterator[Example]:
     """The examples one by one, as `read_jsonl` reads them."""
     empty = True
+    for row, where in iterate_objects(path, key=key, shape=_SHAPE, max_line_bytes=max_line_bytes):
+        empty = False
+        yield example_from_row(row, where)
+    if empty:
+        raise UserError(f"{key}={path}: holds no example; give one JSON object a line: {_SHAPE}")
+
+
+def iterate_objects(
+    path: str | Path, *, key: str, shape: str, max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """(object, "FILE:LINE") of every line that is not blank; `shape` says in a refusal what an object must be."""
+    for line, where in iterate_lines(path, key=key, max_line_bytes=max_line_bytes):
+        if line.strip(" \t\r\v\f"):
+            yield _parse(line, where, shape), where
+
+
+def iterate_lines(path: str | Path, *, key: str, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[str, str]]:
+    """(line without its end, "FILE:LINE") of every line of a text in UTF-8.
+
+    Raises UserError as `read_jsonl`.
+    """
     with _open(path, key) as file:
         number = 0
         # Bytes, not text: a text file would end lines at U+2028 too, and could not say which byte is wrong.
         while line := _read_line(file, path, max_line_bytes, number := number + 1):
-            if line.strip():
-                empty = False
-                yield example_from_row(_parse(line, f"{path}:{number}"), f"{path}:{number}")
-    if empty:
-        raise UserError(f"{key}={path}: holds no example; give one JSON object a line: {_SHAPE}")
+            yield _decode(line, f"{path}:{number}"), f"{path}:{number}"
 
 
 def example_from_row(row: Mapping[str, Any], where: str) -> Example:
@@ -53,18 +70,18 @@ def example_from_row(row: Mapping[str, Any], where: str) -> Example:
         if name not in row:
             found = ", ".join(map(_shown, list(row)[:8])) or "none"
             raise UserError(f'{where}: field "{name}" is missing (fields found: {found}); each line is {_SHAPE}')
-    instruction = _text(row["instruction"], "instruction", where)
+    instruction = text_of(row["instruction"], "instruction", where)
     if not instruction.strip():
         raise UserError(f'{where}: field "instruction" is blank; it must say what to do')
     given = "" if row.get("input") is None else row["input"]
     output = row["output"]
     if not isinstance(output, list):
-        references: tuple[str, ...] = (_text(output, "output", where, "text or a list of texts"),)
+        references: tuple[str, ...] = (text_of(output, "output", where, "text or a list of texts"),)
     elif output:
-        references = tuple(_text(text, f"output[{i}]", where) for i, text in enumerate(output))
+        references = tuple(text_of(text, f"output[{i}]", where) for i, text in enumerate(output))
     else:
         raise UserError(f'{where}: field "output" is an empty list; give at least one reference')
-    return Example(instruction, _text(given, "input", where), references)
+    return Example(instruction, text_of(given, "input", where), references)
 
 
 def _open(path: str | Path, key: str) -> BinaryIO:
@@ -74,9 +91,9 @@ def _open(path: str | Path, key: str) -> BinaryIO:
             raise UserError(f"{key}={path}: is a pipe or a device, and is read more than once; type {key}=FILE")
         return file.open("rb")
     except FileNotFoundError:
-        raise UserError(f"{key}={path}: no such file; type {key}=FILE, a file of JSON lines") from None
+        raise UserError(f"{key}={path}: no such file; type {key}=FILE") from None
     except IsADirectoryError:
-        raise UserError(f"{key}={path}: is a folder; type {key}=FILE, a file of JSON lines") from None
+        raise UserError(f"{key}={path}: is a folder; type {key}=FILE") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{key}={_shown(str(path))[1:-1]}: cannot be read ({why}); type {key}=FILE") from None
@@ -86,12 +103,12 @@ def _read_line(file: BinaryIO, path: str | Path, max_line_bytes: int, number: in
     line = file.readline(max_line_bytes + 1)
     if len(line) > max_line_bytes:
         raise UserError(
-            f"{path}:{number}: longer than {max_line_bytes} bytes; JSON lines need a newline after each object"
+            f"{path}:{number}: longer than {max_line_bytes} bytes; put newlines in (JSON lines: after each object)"
         )
     return line
 
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+def _decode(line: bytes, where: str) -> str:
     if b"\0" in line:
         raise UserError(f"{where}: holds a NUL byte; the file must be text in UTF-8 (not UTF-16, not compressed)")
     try:
@@ -103,6 +120,10 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     text = text.rstrip("\r\n")
     if text.startswith("\ufeff"):
         raise UserError(f"{where}: begins with a byte order mark; save the file as UTF-8 without one")
+    return text
+
+
+def _parse(text: str, where: str, shape: str) -> dict[str, Any]:
     try:
         row = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_of_unique_names)
     except json.JSONDecodeError as error:
@@ -113,7 +134,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: is {_kind(row)}, must be one object: {_SHAPE}")
+        raise UserError(f"{where}: is {_kind(row)}, must be one object: {shape}")
     return row
 
 
@@ -129,7 +150,8 @@ def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _text(value: Any, field: str, where: str, allowed: str = "text") -> str:
+def text_of(value: Any, field: str, where: str, allowed: str = "text") -> str:
+    """The value of a field that must be text, fit for a tokenizer; UserError otherwise."""
     if not isinstance(value, str):
         raise UserError(f'{where}: field "{field}" is {_kind(value)}, must be {allowed}')
     try:

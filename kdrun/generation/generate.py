@@ -1,14 +1,13 @@
 """Texts written by a causal language model, by the protocol of the distillation papers.
 
-Shapes: B rows of the batch, P tokens of its longest prompt, C columns of its cache, V vocabulary.
+Shapes: B rows of the batch, V vocabulary.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kdrun.errors import UserError
+from kdrun.generation.reading import Mixture, Reader, ready
 from kdrun.generation.sampling import (
     NOT_A_NUMBER,
     RepeatedNgrams,
@@ -26,8 +26,6 @@ from kdrun.generation.sampling import (
     resolved_settings,
     score_changes,
 )
-from kdrun.generation.slots import Slots
-from kdrun.native import fast_float32_products
 
 __all__ = ["Generation", "Sampling", "decode", "generate", "resolved_settings"]
 
@@ -53,9 +51,10 @@ def generate(
     eos_id: int,
     pad_id: int,
     batch_size: int,
-    seed: int,
+    seed: int | Sequence[int],
     indices: Sequence[int] | None = None,
     limits: Sequence[int] | None = None,
+    mixed_with: Mixture | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Return one Generation a prompt, in the order of the prompts.
@@ -72,8 +71,10 @@ def generate(
         model: a transformers causal model with a key-value cache; it writes in eval mode, and its modes come back as
             they were. Nothing of its generation_config is read.
         pad_id: what stands before short prompts, masked out; may be equal to `eos_id`.
+        seed: with (seed, step), prompt i draws from (seed, step, i). numpy takes (10, 3) and (10, 3, 0) for the same.
         indices: the i of each prompt, where the prompts are a part of the data or in another order; None: 0, 1, ...
         limits: at most this many new tokens of each prompt; None: max_new_tokens of all.
+        mixed_with: a teacher that writes along: `sampling` changes the mixture of both distributions.
         advance: called with the numbers of texts finished and of their tokens written since its last call.
 
     Raises:
@@ -90,14 +91,18 @@ def generate(
         raise ValueError(f"limits: {min(limits)} is below 1")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError(f"prompt {[len(prompt) for prompt in prompts].index(0)} has no token: nothing to continue")
-    refuse_overrun(model, max(map(len, prompts), default=0), sampling.max_new_tokens)
-    _refuse_other_state(model)
-    rows = [
-        _Row(prompt, min(limit, sampling.max_new_tokens), (seed, i))
-        for i, prompt, limit in zip(indices, prompts, limits, strict=True)
-    ]
-    with torch.no_grad(), _eval_mode(model), _fast_head(model):
-        writer = _Writer(model, sampling, eos_id=eos_id, pad_id=pad_id, advance=advance)
+    limits = [min(limit, sampling.max_new_tokens) for limit in limits]
+    sizes = [(len(prompt), limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    models = [model, mixed_with.teacher] if mixed_with is not None else [model]
+    for each in models:
+        refuse_overrun(each, *max(sizes, key=sum, default=(0, 0)))
+        _refuse_other_state(each)
+    seeds = np.atleast_1d(seed).tolist()
+    rows = [_Row(prompt, limit, (*seeds, i)) for i, prompt, limit in zip(indices, prompts, limits, strict=True)]
+    with torch.no_grad(), ExitStack() as stack:
+        for each in models:
+            stack.enter_context(ready(each))
+        writer = _Writer(Reader(model, mixed_with), sampling, eos_id=eos_id, pad_id=pad_id, advance=advance)
         writer.write(deque(sorted(rows, key=lambda row: -len(row.ids))), batch_size)
     return [Generation(row.new_ids, row.finished) for row in rows]
 
@@ -115,7 +120,7 @@ def decode(generations: Sequence[Generation], tokenizer: Any) -> list[str]:
 class _Row:
     """A prompt and what is written after it."""
 
-    def __init__(self, prompt: Sequence[int], limit: int, stream: tuple[int, int]) -> None:
+    def __init__(self, prompt: Sequence[int], limit: int, stream: tuple[int, ...]) -> None:
         self.ids, self._num_prompt, self._limit, self._stream = list(prompt), len(prompt), limit, stream
         self.live, self.finished = True, False
 
@@ -154,19 +159,21 @@ class _Row:
 
 
 class _Writer:
-    """The batch: its rows, and the cache of all their tokens but the last, which the next forward pass takes."""
+    """The batch: its rows, and the reader of all their tokens."""
 
     def __init__(
-        self, model: Any, sampling: Sampling, *, eos_id: int, pad_id: int, advance: Callable[[int, int], None] | None
+        self,
+        reader: Reader,
+        sampling: Sampling,
+        *,
+        eos_id: int,
+        pad_id: int,
+        advance: Callable[[int, int], None] | None,
     ) -> None:
-        self._model, self._eos_id, self._pad_id = model, eos_id, pad_id
+        self._reader, self._eos_id, self._pad_id = reader, eos_id, pad_id
         self._advance = advance if advance is not None else lambda *_: None
         self._sampling, self._change = sampling, score_changes(sampling)
-        # Bloom and MPT take none; what a wrapper hands on (PEFT) has no names, and is given all
-        parameters = inspect.signature(model.forward).parameters.values()
-        self._takes_positions = any(p.name == "position_ids" or p.kind is p.VAR_KEYWORD for p in parameters)
         self._rows: list[_Row] = []
-        self._cache = Slots()
 
     def write(self, waiting: deque[_Row], batch_size: int) -> None:
         """Write all rows to their ends."""
@@ -182,44 +189,22 @@ class _Writer:
 
     def _drop_all_but(self, places: list[int]) -> None:
         self._rows = [self._rows[place] for place in places]
-        if self._rows:
-            self._cache.keep(places, num_columns=max(len(row.ids) for row in self._rows) - 1)
-        else:
-            self._cache = Slots()
+        self._reader.keep(places, num_columns=max((len(row.ids) for row in self._rows), default=1) - 1)
 
     def _admit(self, rows: list[_Row]) -> None:
         """Read prompts, write the first token of each, and give them places in the batch."""
         width = max(len(row.ids) for row in rows)
-        ids_BP = [[self._pad_id] * (width - len(row.ids)) + row.ids for row in rows]
-        position_BP = [[*[0] * (width - len(row.ids)), *range(len(row.ids))] for row in rows]
-        cache = Slots()
+        ids = [[self._pad_id] * (width - len(row.ids)) + row.ids for row in rows]
+        positions = [[*[0] * (width - len(row.ids)), *range(len(row.ids))] for row in rows]
         for row in rows:
             row.begin(self._sampling)
-        self._draw(rows, self._forward(cache, ids_BP, position_BP))
-        if self._rows:
-            self._cache.join(cache)
-        else:
-            self._cache = cache
+        self._draw(rows, self._reader.join(ids, positions))
         self._rows = self._rows + rows
 
     def _step(self) -> None:
         """Write one token of every row, finished ones included: they stay where they are, and its token is dropped."""
-        ids_B1, position_B1 = [row.ids[-1:] for row in self._rows], [[len(row.ids) - 1] for row in self._rows]
-        self._draw(self._rows, self._forward(self._cache, ids_B1, position_B1))
-
-    def _forward(self, cache: Slots, ids: list[list[int]], positions: list[list[int]]) -> Tensor:
-        """Scores of the next token [B, V], float32; the tokens' keys and values are in the cache afterwards."""
-        ids_BP, position_BP = torch.tensor([ids, positions], device=self._model.device)
-        length_B1 = position_BP[:, -1:] + 1
-        num_columns = cache.get_seq_length() + ids_BP.shape[1]
-        # Left padding with a mask: right padding, or left padding without the mask, gave 1 right text of 8.
-        mask_BC = torch.arange(num_columns, device=ids_BP.device) >= num_columns - length_B1
-        more = {"position_ids": position_BP} if self._takes_positions else {}
-        output = self._model(
-            input_ids=ids_BP, attention_mask=mask_BC, past_key_values=cache, use_cache=True, logits_to_keep=1, **more
-        )
-        scores_BV: Tensor = output.logits[:, -1].float()
-        return scores_BV
+        ids, positions = [row.ids[-1:] for row in self._rows], [[len(row.ids) - 1] for row in self._rows]
+        self._draw(self._rows, self._reader.step(ids, positions))
 
     def _draw(self, rows: list[_Row], scores_BV: Tensor) -> None:
         """Draw the next token of every row, and tell of the progress."""
@@ -234,25 +219,6 @@ class _Writer:
         for row, token in zip(rows, token_B.tolist(), strict=True):  # the step's one wait for the device
             row.append(token, self._eos_id)
         self._advance(num_live - sum(row.live for row in rows), sum(map(len, texts)) - num_tokens)
-
-
-@contextmanager
-def _fast_head(model: Any) -> Iterator[None]:
-    """The output head by the faster of torch's matrix libraries: on an AMD core 32 x 256 x 50257 takes 14 ms, not 22.
-
-    The head only: attention would meet a new shape at every step, and the library keeps memory for each.
-    """
-    head = model.get_output_embeddings()
-    with ExitStack() as products:
-        hooks = (
-            head.register_forward_pre_hook(lambda *_: products.enter_context(fast_float32_products())),
-            head.register_forward_hook(lambda *_: products.close()),
-        )
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def refuse_overrun(model: Any, longest: int, max_new_tokens: int) -> None:
@@ -277,15 +243,3 @@ def _refuse_other_state(model: Any) -> None:
             f"{type(model).__name__}: generation needs a decoder whose whole state is keys and values; "
             "recurrent and encoder-decoder models are not supported"
         )
-
-
-@contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    """Turn dropout off inside; give every submodule its own former mode back (parts may be frozen in eval mode)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training

@@ -15,6 +15,7 @@ from kdrun.losses.ab import Ab
 from kdrun.losses.akl import Akl
 from kdrun.losses.alpha import Alpha
 from kdrun.losses.amid import Amid
+from kdrun.losses.cald import Cald
 from kdrun.losses.chunked import ObjectiveSums, chunked_linear_loss, chunked_objective
 from kdrun.losses.diagnostics import divergence_diagnostics
 from kdrun.losses.fkl import Fkl
@@ -23,18 +24,22 @@ from kdrun.losses.gap import Gap
 from kdrun.losses.interface import Loss
 from kdrun.losses.jsd import Jsd
 from kdrun.losses.matched import MatchedGradient
+from kdrun.losses.minillm import Minillm
 from kdrun.losses.rkl import Rkl
 from kdrun.losses.sft import Sft
 from kdrun.losses.skl import Skl
 from kdrun.losses.srkl import Srkl
 from kdrun.losses.taid import Taid
 from kdrun.losses.tvd import Tvd
+from kdrun.losses.written import TokenWeights, WrittenText
 
 __all__ = [
     "LOSSES",
     "Loss",
     "MatchedGradient",
     "ObjectiveSums",
+    "TokenWeights",
+    "WrittenText",
     "chunked_linear_loss",
     "chunked_objective",
     "divergence_diagnostics",
@@ -56,6 +61,8 @@ LOSSES: dict[str, type[Loss]] = {
     "taid": Taid,
     "amid": Amid,
     "gap": Gap,
+    "cald": Cald,
+    "minillm": Minillm,
 }
 
 

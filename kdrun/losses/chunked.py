@@ -19,6 +19,7 @@ from kdrun.losses.interface import Loss, drop_impossible, log_softmax, nats_and_
 from kdrun.losses.linear_head import LinearHead
 from kdrun.losses.row_blocks import row_blocks
 from kdrun.losses.sft import cross_entropy, cross_entropy_gradient
+from kdrun.losses.written import TokenWeights
 from kdrun.native import fast_float32_products
 
 # Budget of the [C, V] tensors together. On a CPU chunks of 160 to 256 tokens took 2.35 s for 1024 tokens of GPT-2's
@@ -37,7 +38,7 @@ class ObjectiveSums:
 
     total: differentiable scalar, (1 - kd_ratio) cross_entropy + kd_ratio T^2 divergence; for a loss that needs no
     teacher, the loss itself. cross_entropy: detached, at temperature 1. divergence: detached, at temperature T, without
-    the factor T^2.
+    the factor T^2. Weights of tokens count in the total alone.
     """
 
     total: Tensor
@@ -87,6 +88,7 @@ def chunked_objective(  # noqa: PLR0917
     kd_ratio: float = 1.0,
     temperature: float = 1.0,
     temperature_squared: bool = True,
+    weights: TokenWeights | None = None,
     chunk_tokens: int | None = None,
     probe: Probe | None = None,
     probe_tokens: int = 64,
@@ -97,7 +99,8 @@ def chunked_objective(  # noqa: PLR0917
     Matrix products run in the hidden states' dtype, everything else in float32 (float64 if hidden states are); autocast
     is off inside. No gradient reaches the teacher. target_N may be missing if kd_ratio is 1; then cross_entropy is nan.
     temperature divides both models' logits in the divergence only; temperature_squared multiplies the latter by T^2.
-    chunk_tokens: tokens projected at a time; None lets `default_chunk_tokens` choose.
+    weights: what each token's two terms are multiplied by, without gradient; cross_entropy_N takes the place of
+    1 - kd_ratio. chunk_tokens: tokens projected at a time; None lets `default_chunk_tokens` choose.
     probe: called once, with the logits of student and teacher at temperature 1 for the first tokens (at most
     probe_tokens, at most one chunk), as views that it must neither keep nor change; not called when N is 0.
     """
@@ -109,6 +112,7 @@ def chunked_objective(  # noqa: PLR0917
     num_tokens, vocabulary = len(student_hidden_ND), len(student_weight_VD)
     job = _Job(
         mix=_mix(loss, kd_ratio, temperature, temperature_squared=temperature_squared),
+        weights=weights,
         student_head=LinearHead(student_weight_VD, student_bias_V, student_scale, student_softcap),
         teacher=teacher,
         target_N=target_N,
@@ -175,6 +179,7 @@ class _Job:
     """One call's arguments apart from the three tensors that autograd watches."""
 
     mix: _Mix
+    weights: TokenWeights | None
     student_head: LinearHead
     teacher: tuple[Tensor, LinearHead] | None  # hidden states and head
     target_N: Tensor | None
@@ -189,8 +194,12 @@ def _check(job: _Job, student_hidden_ND: Tensor, student_weight_VD: Tensor) -> N
     num_tokens, vocabulary = len(student_hidden_ND), len(student_weight_VD)
     if job.chunk_tokens < 1 or job.probe_tokens < 1:
         raise ValueError(f"chunk_tokens={job.chunk_tokens}, probe_tokens={job.probe_tokens}: must be 1 or more")
-    if job.target_N is None and job.mix.cross_entropy_weight:
+    own_weights = job.weights is not None and job.weights.cross_entropy_N is not None
+    if job.target_N is None and (job.mix.cross_entropy_weight or own_weights):
         raise ValueError("kd_ratio below 1 mixes in the cross-entropy of the data: target_N is missing")
+    for weight_N in (job.weights.divergence_N, job.weights.cross_entropy_N) if job.weights is not None else ():
+        if weight_N is not None and weight_N.shape != (num_tokens,):
+            raise ValueError(f"weights have shape {list(weight_N.shape)}, expected [{num_tokens}]")
     if job.target_N is not None and job.target_N.shape != (num_tokens,):
         raise ValueError(f"target_N has shape {list(job.target_N.shape)}, expected [{num_tokens}]")
     if job.teacher is None:
@@ -220,15 +229,11 @@ class _ChunkedObjective(torch.autograd.Function):
         ]
         accumulated = torch.promote_types(hidden_ND.dtype, torch.float32)
         gradients = [None if x is None else torch.zeros_like(x, dtype=accumulated) for x in needed]
-        own_sum, cross_entropy_sum = _run_chunks(job, hidden_ND, gradients)
+        own_N, cross_entropy_N = _run_chunks(job, hidden_ND, gradients)
         ctx.save_for_backward(*gradients)
+        own_sum, cross_entropy_sum = own_N.sum(), cross_entropy_N.sum()
         ctx.mark_non_differentiable(cross_entropy_sum, own_sum)
-        total = torch.zeros_like(own_sum)  # a part of weight 0 is left out: it may be nan
-        if job.mix.loss_weight:
-            total = total + job.mix.loss_weight * own_sum
-        if job.mix.cross_entropy_weight:
-            total = total + job.mix.cross_entropy_weight * cross_entropy_sum
-        return total, cross_entropy_sum, own_sum
+        return _total(job, own_N, cross_entropy_N), cross_entropy_sum, own_sum
 
     @staticmethod
     @once_differentiable
@@ -238,24 +243,31 @@ class _ChunkedObjective(torch.autograd.Function):
         return *(None if g is None else scaled(g, grad_total).to(dtype) for g, dtype in pairs), None
 
 
+def _total(job: _Job, own_N: Tensor, cross_entropy_N: Tensor) -> Tensor:
+    """What is differentiated; a part of weight 0 is left out: it may be nan."""
+    mix, weights = job.mix, job.weights
+    total = own_N.new_zeros(())
+    if mix.loss_weight:
+        total = total + mix.loss_weight * (own_N if weights is None else own_N * weights.divergence_N).sum()
+    if weights is not None and weights.cross_entropy_N is not None:
+        return total + (cross_entropy_N * weights.cross_entropy_N).sum()
+    return total + mix.cross_entropy_weight * cross_entropy_N.sum() if mix.cross_entropy_weight else total
+
+
 def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """(sum of the loss, sum of the cross-entropy) in nats; adds the gradients of the total to those given."""
+    """(loss [N], cross-entropy [N]) in nats; adds the gradients of the total to those given."""
     grad_hidden_ND, grad_weight_VD, grad_bias_V = gradients
     # float16 would flush most of q - p (1/V and less) to 0, and the loss scale comes too late, in the backward pass
     back_dtype = torch.float32 if hidden_ND.dtype is torch.float16 else hidden_ND.dtype
     chunks = _Chunks(job, hidden_ND, back_dtype, grad_bias_V, with_gradient=any(x is not None for x in gradients))
     back_weight_VD = chunks.student_head.weight_VD.to(back_dtype) if grad_hidden_ND is not None else None
-    own_sum = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
-    cross_entropy_sum = torch.full_like(own_sum, torch.nan if job.target_N is None else 0)
     for start in range(0, len(hidden_ND), job.chunk_tokens):
         rows = slice(start, min(start + job.chunk_tokens, len(hidden_ND)))
         # oneDNN keeps code and buffers for every shape that it meets and gives none of it back. So it meets few, and
         # the odd rest of a batch goes to MKL: else memory grew by several MB a step.
         products = nullcontext() if (rows.stop - rows.start) % MIN_CHUNK_TOKENS else fast_float32_products()
         with products:
-            own, cross_entropy_of_chunk, gradient_CV = chunks.run(rows)
-            own_sum += own
-            cross_entropy_sum += cross_entropy_of_chunk
+            gradient_CV = chunks.run(rows)
             if gradient_CV is None:
                 continue
             if grad_hidden_ND is not None and back_weight_VD is not None:
@@ -263,7 +275,7 @@ def _run_chunks(job: _Job, hidden_ND: Tensor, gradients: list[Tensor | None]) ->
             if grad_weight_VD is not None:
                 hidden_CD = hidden_ND[rows].to(back_dtype)
                 add_product_(grad_weight_VD, gradient_CV.T, hidden_CD, chunks.product_VD)
-    return own_sum, cross_entropy_sum
+    return chunks.own_N, chunks.cross_entropy_N
 
 
 def add_product_(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor, product_VD: Tensor | None) -> None:
@@ -300,6 +312,8 @@ class _Chunks:
             self.teacher_hidden_NE = job.teacher[0]
             self.teacher_head = job.teacher[1].to(self.teacher_hidden_NE.dtype)
             self.teacher_CV = self.teacher_hidden_NE.new_empty(shape)
+        self.own_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+        self.cross_entropy_N = torch.full_like(self.own_N, torch.nan)  # of no target
         self.gradient_CV = self.student_CV
         self.product_VD: Tensor | None = None  # of gradient and hidden states, where it has fewer bits than their sum
         if with_gradient and back_dtype not in (torch.float32, torch.float64):
@@ -307,8 +321,8 @@ class _Chunks:
         if with_gradient and back_dtype != hidden_ND.dtype:
             self.gradient_CV = hidden_ND.new_empty(shape, dtype=back_dtype)
 
-    def run(self, rows: slice) -> tuple[Tensor, Tensor | float, Tensor | None]:
-        """(sum of the loss, of the cross-entropy, gradient_CV in hidden @ weight.T + bias of the total) of the rows."""
+    def run(self, rows: slice) -> Tensor | None:
+        """gradient_CV in hidden @ weight.T + bias of the total, of the rows; their nats go into own_N and so on."""
         job, size = self.job, rows.stop - rows.start
         student_CV = self.student_head.product(self.hidden_ND[rows], self.student_CV[:size])
         teacher_CV = None
@@ -320,36 +334,37 @@ class _Chunks:
                     self.student_head.finish_(student_CV[first].clone()),
                     self.teacher_head.finish_(teacher_CV[first].clone()),
                 )
-        target_C = None if job.target_N is None else job.target_N[rows]
-        sums: list[tuple[Tensor, Tensor | float]] = []
         for block in row_blocks(size, student_CV.shape[1], student_CV.device.type):
             teacher_BV = None if teacher_CV is None else self.teacher_head.finish_(teacher_CV[block])
-            target_B = None if target_C is None else target_C[block]
-            sums.append(self._run_block(student_CV[block], teacher_BV, target_B, self.gradient_CV[block]))
-        own, cross_entropy_of_chunk = (sum(x) for x in zip(*sums, strict=True))
-        return own, cross_entropy_of_chunk, self.gradient_CV[:size] if self.with_gradient else None
+            tokens = slice(rows.start + block.start, rows.start + block.stop)
+            self._run_block(tokens, student_CV[block], teacher_BV, self.gradient_CV[block])
+        return self.gradient_CV[:size] if self.with_gradient else None
 
-    def _run_block(
-        self, product_BV: Tensor, teacher_BV: Tensor | None, target_B: Tensor | None, gradient_BV: Tensor
-    ) -> tuple[Tensor, Tensor | float]:
-        """(sum of the loss, sum of the cross-entropy) of a few rows; their gradient goes into gradient_BV."""
-        mix = self.job.mix
+    def _run_block(self, tokens: slice, product_BV: Tensor, teacher_BV: Tensor | None, gradient_BV: Tensor) -> None:
+        """The nats of a few tokens, and their gradient into gradient_BV."""
+        mix, weights = self.job.mix, self.job.weights
+        target_B = None if self.job.target_N is None else self.job.target_N[tokens]
         student_BV = self.student_head.finish_(product_BV)
         log_q_BV = log_softmax(student_BV)
         log_q_T_BV, log_p_T_BV = mix.log_probs(log_q_BV, student_BV, teacher_BV)
-        cross_entropy_sum = 0.0 if target_B is None else cross_entropy(log_q_BV, target_B).sum()
+        if target_B is not None:
+            self.cross_entropy_N[tokens] = cross_entropy(log_q_BV, target_B)
         if not self.with_gradient:
             if log_p_T_BV is not None:
                 log_q_T_BV, log_p_T_BV = drop_impossible(log_q_T_BV, log_p_T_BV)
-            return mix.loss.from_log_probs(log_q_T_BV, log_p_T_BV, target_B).sum(), cross_entropy_sum
-        nats_B, own_gradient_BV = nats_and_gradient(mix.loss, log_q_T_BV, log_p_T_BV, target_B)
+            self.own_N[tokens] = mix.loss.from_log_probs(log_q_T_BV, log_p_T_BV, target_B)
+            return
+        self.own_N[tokens], own_gradient_BV = nats_and_gradient(mix.loss, log_q_T_BV, log_p_T_BV, target_B)
         factor = mix.loss_weight / mix.temperature  # d(logits / T) = d(logits) / T
         if factor != 1:
             own_gradient_BV *= factor
-        if mix.cross_entropy_weight and target_B is not None:
+        if weights is not None:
+            own_gradient_BV *= weights.divergence_N[tokens, None]
+        if weights is not None and weights.cross_entropy_N is not None and target_B is not None:
+            own_gradient_BV += cross_entropy_gradient(log_q_BV, target_B) * weights.cross_entropy_N[tokens, None]
+        elif mix.cross_entropy_weight and target_B is not None:
             own_gradient_BV.add_(cross_entropy_gradient(log_q_BV, target_B), alpha=mix.cross_entropy_weight)
         own_gradient_BV = self.student_head.through_scale_and_softcap_(own_gradient_BV, student_BV)
         if self.grad_bias_V is not None:
             self.grad_bias_V += own_gradient_BV.sum(0)
         gradient_BV.copy_(own_gradient_BV)
-        return nats_B.sum(), cross_entropy_sum

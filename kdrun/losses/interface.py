@@ -4,13 +4,16 @@ Shapes: N scored tokens, V vocabulary. Names: p = softmax(teacher logits), q = s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdrun.losses.row_blocks import row_blocks
+
+if TYPE_CHECKING:
+    from kdrun.losses.written import TokenWeights, WrittenText
 
 # Log-probability of a dropped entry: exp(-1e4) is 0 even in float64, and -1e4 - (-1e4) is 0 where -inf - (-inf) is nan.
 DROPPED_LOG_PROB = -1e4
@@ -25,6 +28,8 @@ class Loss:
     needs_teacher: ClassVar[bool] = True
     # Whether merging vocabulary entries can only lessen it: then it can be taken on the likeliest entries and a rest.
     is_f_divergence: ClassVar[bool] = False
+    # What the one division is by: all scored tokens of an optimiser step, or its texts (rows).
+    mean_over: Literal["tokens", "texts"] = "tokens"
 
     def __call__(
         self, student_logits_NV: Tensor, teacher_logits_NV: Tensor | None = None, target_N: Tensor | None = None
@@ -64,6 +69,14 @@ class Loss:
             nats_N = self.from_log_probs(leaf_NV, log_p_NV, target_N)
             (gradient_NV,) = torch.autograd.grad(nats_N.sum(), leaf_NV)
         return nats_N.detach(), through_log_softmax_(gradient_NV, log_q_NV.exp())
+
+    def on(self, writer: str) -> "Loss":
+        """The loss for text of this writer: data, teacher or student; itself, for most."""
+        return self
+
+    def weigh(self, text: "WrittenText") -> "TokenWeights | None":
+        """What each scored token of a batch counts; None: all the same."""
+        return None
 
     def observe(self, mean_nats: float, progress: float) -> dict[str, float]:
         """Values to log, after moving the loss's own schedule. Called once per optimiser step, in training only.

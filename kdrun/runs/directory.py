@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -27,13 +28,19 @@ from kdrun.runs.provenance import provenance
 from kdrun.runs.records import check_run, json_lines, read_json
 from kdrun.secrecy import without_secrets
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 RECORD = "run.json"
+LOCK = ".run.lock"
 # What a person can do about a disk that takes nothing more.
 DISK = {
     errno.ENOSPC: "make room on the disk", errno.EDQUOT: "make room in your quota", errno.EROFS: "choose another place",
     errno.EFBIG: "allow larger files (ulimit -f)", errno.EACCES: "get the right to use it",
 }  # fmt: skip
 log = logging.getLogger(__name__)
+# The run directories that are this process's own. The system frees the locks of a process that dies.
+_taken: dict[Path, BaseFileLock] = {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -135,8 +142,13 @@ class RunDirectory:
         overrides: Sequence[str],
         extra: dict[str, Any] | None = None,
     ) -> RunDirectory:
-        """Write config.yaml and run.json (state running); an earlier record there is kept among its attempts."""
+        """Write config.yaml and run.json (state running); an earlier record there is kept among its attempts.
+
+        Raises:
+            UserError: when another process writes there.
+        """
         path.mkdir(parents=True, exist_ok=True)
+        take(path, key=str(path))
         run = cls(path)
         attempts = []
         if (path / RECORD).exists():
@@ -169,7 +181,8 @@ class RunDirectory:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record how the body ends: done, interrupted (Ctrl-C, SIGTERM) or failed; nothing is swallowed."""
+        """Record how the body ends: done, interrupted (Ctrl-C, SIGTERM) or failed; nothing is swallowed. Then the
+        directory is free for other processes."""
         start = time.monotonic()
         try:
             yield
@@ -184,7 +197,10 @@ class RunDirectory:
             if not interrupted:
                 log.debug("run failed", exc_info=True)
             raise
-        self._end("done", start, None)
+        else:
+            self._end("done", start, None)
+        finally:
+            _let_go(self.path)
 
     def _end(self, status: str, start: float, error: str | None) -> None:
         ended = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -220,9 +236,48 @@ class RunDirectory:
 
 
 def evaluation_directory(run: Path, name: str) -> Path:
-    """A fresh folder for one evaluation of a run: eval/<name>, or eval/<name>-2, ... when that is taken."""
-    candidates = (run / "eval" / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    """A fresh folder for one evaluation of a run: eval/<name>, or eval/<name>-2, ... when that is taken, or may be what
+    the run itself, still under way, will write."""
+    record = read_json(run / RECORD, key=str(run)) if (run / RECORD).exists() else {}
+    first = 2 if record.get("status") == "running" else 1
+    candidates = (run / "eval" / (name if n == 1 else f"{name}-{n}") for n in range(first, 10_000))
     return next(folder for folder in candidates if not folder.exists())
+
+
+def take(folder: Path, *, key: str) -> None:
+    """Make a run's directory this process's own until its record ends, or the process does.
+
+    Raises:
+        UserError: naming `key`, when another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    place = folder.resolve()
+    if place in _taken:
+        return
+    lock = FileLock(place / LOCK, thread_local=False)  # the process's, whichever thread asks
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{key}: {_holder(place / LOCK)} writes there; wait for it, or stop it first") from None
+    _taken[place] = lock
+
+
+def _let_go(folder: Path) -> None:
+    if lock := _taken.pop(folder.resolve(), None):
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _holder(lock: Path) -> str:
+    """Which process has a lock, where the system tells: Linux does, of its own processes."""
+    try:
+        inode, locks = lock.stat().st_ino, Path("/proc/locks").read_text()
+    except OSError:
+        return "another process"
+    found = re.search(rf"FLOCK +ADVISORY +WRITE ([1-9]\d*) \S+:{inode} ", locks)
+    return f"process {found[1]} on {platform.node()}" if found else "another process"
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Shapes: N scored tokens of a batch, W bytes of a token.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -27,7 +26,7 @@ from kdrun.errors import UserError
 from kdrun.runs.provenance import versions
 from kdrun.teachers.listing import spell_bytes
 from kdrun.teachers.live import refuse_not_finite
-from kdrun.teachers.manifest import MANIFEST, PARTIAL
+from kdrun.teachers.manifest import MANIFEST
 from kdrun.teachers.store import SHARD_BYTES, PartialStore, plan_layout
 
 # One forward pass: so many rows and padded positions at most. Rows lie by length, so there is little padding.
@@ -94,7 +93,7 @@ def build(
         raise UserError("teacher=cached: shards are little-endian, this machine is not; use teacher=live")
     layout = plan_layout(rows, row_bytes=record.row_bytes, shard_bytes=shard_bytes)
     plan = {"identity": identity, "row_bytes": record.row_bytes, "token_starts": list(layout.token_starts), **notes}
-    store = PartialStore(folder, folder.with_name(folder.name + PARTIAL), layout, json.loads(json.dumps(plan)))
+    store = PartialStore(folder, layout, plan)
     missing = store.missing()
     made_before = layout.token_starts[-1] - sum(map(layout.num_tokens, missing))
     with progress(f"teacher: {notes['split']}", layout.token_starts[-1], done=made_before) as advance:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from kdrun.errors import UserError
 from kdrun.teachers.manifest import MANIFEST, PARTIAL, read_manifest, seal
@@ -81,7 +82,7 @@ def _listed(folder: Path) -> Listed:
     return Listed(
         folder, state if seal(content) == content else "damaged: manifest.json altered",
         teacher=str(content.get("teacher")), rows=content.get("rows"), tokens=content.get("tokens"),
-        dtype=str(content["identity"].get("dtype")), num_bytes=num_bytes, bytes_per_token=content["row_bytes"],
+        dtype=_dtype(content), num_bytes=num_bytes, bytes_per_token=content["row_bytes"],
         uses=len({use["run"] for use in uses}), last_used=max((use["when"] for use in uses), default=None),
     )  # fmt: skip
 
@@ -89,12 +90,18 @@ def _listed(folder: Path) -> Listed:
 def _half_built(folder: Path, num_bytes: int) -> Listed:
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        starts = plan["token_starts"]
-        state = f"half-built ({len(journaled(folder))} of {len(starts) - 1} shards)"
-        return Listed(folder, state, teacher=str(plan.get("teacher")), tokens=starts[-1], num_bytes=num_bytes,
-                      dtype=str(plan["identity"].get("dtype")), bytes_per_token=plan["row_bytes"])  # fmt: skip
+        starts = plan.get("token_starts")  # of texts, nobody knows how long they will be
+        state = f"half-built ({len(journaled(folder))} of {len(starts) - 1 if starts else plan['blocks']} shards)"
+        return Listed(folder, state, teacher=str(plan.get("teacher")), tokens=starts[-1] if starts else None,
+                      num_bytes=num_bytes, dtype=_dtype(plan), bytes_per_token=plan.get("row_bytes"))  # fmt: skip
     except (ValueError, KeyError, TypeError):
         return Listed(folder, "half-built (its plan cannot be read)", num_bytes=num_bytes)
+
+
+def _dtype(content: dict[str, Any]) -> str:
+    """Of the states, or `text`."""
+    identity = content["identity"]
+    return "text" if identity.get("kind") == "texts" else str(identity.get("dtype"))
 
 
 def _has_size(path: Path, size: int) -> bool:

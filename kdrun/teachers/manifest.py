@@ -52,7 +52,7 @@ class TeacherIdentity:
     @property
     def sha256(self) -> str:
         """One hash of all fields."""
-        return text_sha256(_canonical(asdict(self)))
+        return text_sha256(canonical(asdict(self)))
 
     def folder_name(self, teacher: str, data: str) -> str:
         """TEACHER-DATA-HASH: readable, and another for every other identity."""
@@ -79,7 +79,7 @@ def set_name(split: str, identity: dict[str, Any]) -> str:
 def seal(content: dict[str, Any]) -> dict[str, Any]:
     """The same with its own hash in it."""
     body = {key: value for key, value in content.items() if key != "sha256"}
-    return {**body, "sha256": text_sha256(_canonical(body))}
+    return {**body, "sha256": text_sha256(canonical(body))}
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -186,5 +186,6 @@ def _spell(value: Any) -> str:
     return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
-def _canonical(content: Any) -> str:
+def canonical(content: Any) -> str:
+    """JSON that is the same for the same content."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kdrun.data.encoding import EncodedSet
 from kdrun.runs.directory import write_bytes, write_json
 from kdrun.teachers.hashing import file_sha256, files_sha256
-from kdrun.teachers.manifest import damaged, read_manifest, write_manifest
+from kdrun.teachers.manifest import PARTIAL, damaged, read_manifest, write_manifest
 
 SHARD_BYTES = 256 * 2**20
 ROWS = "rows.safetensors"
@@ -68,12 +68,17 @@ def shard_name(shard: int) -> str:
     return f"states-{shard:05d}.bin"
 
 
-class PartialStore:
-    """A cache that is being built in FOLDER.partial. The caller holds the lock."""
+class PartialFolder:
+    """A folder of files that is being built in FOLDER.partial, and renamed when whole. The caller holds the lock."""
 
-    def __init__(self, final: Path, partial: Path, layout: Layout, plan: dict[str, Any]) -> None:
-        """Take up what an earlier attempt of the same plan left; anything else there is thrown away."""
-        self.final, self.folder, self.layout = final, partial, layout
+    def __init__(self, final: Path, plan: dict[str, Any]) -> None:
+        """Take up what an earlier attempt of the same plan left; anything else there is thrown away.
+
+        Args:
+            plan: as JSON; what the files are to hold.
+        """
+        self.final, self.folder = final, final.with_name(final.name + PARTIAL)
+        partial, plan = self.folder, json.loads(json.dumps(plan))
         if not (partial / PLAN).exists() or json.loads((partial / PLAN).read_text(encoding="utf-8")) != plan:
             shutil.rmtree(partial, ignore_errors=True)
             write_json(partial / PLAN, plan)
@@ -83,10 +88,35 @@ class PartialStore:
         self._drop_torn()
 
     def _drop_torn(self) -> None:
-        """Forget shards that are not what the journal says: they are made again."""
+        """Forget files that are not what the journal says: they are made again."""
         there = [name for name, entry in self.files.items() if _size(self.folder / name) == entry["bytes"]]
         hashes = files_sha256(self.folder / name for name in there)
         self.files = {n: self.files[n] for n in there if hashes[self.folder / n] == self.files[n]["sha256"]}
+
+    def write(self, name: str, content: Any) -> None:
+        """Write one file and enter it in the journal."""
+        write_bytes(self.folder / name, content)
+        entry = {"bytes": _size(self.folder / name), "sha256": file_sha256(self.folder / name)}
+        self.files[name] = entry
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps({"file": name, **entry}) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def seal(self, manifest: dict[str, Any]) -> None:
+        """Add the manifest, then give the folder its name."""
+        write_manifest(self.folder, {**manifest, "files": dict(sorted(self.files.items()))})
+        for scaffold in (PLAN, JOURNAL):
+            (self.folder / scaffold).unlink(missing_ok=True)
+        self.folder.rename(self.final)
+
+
+class PartialStore(PartialFolder):
+    """A teacher cache that is being built."""
+
+    def __init__(self, final: Path, layout: Layout, plan: dict[str, Any]) -> None:
+        super().__init__(final, plan)
+        self.layout = layout
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are still to be made."""
@@ -94,14 +124,7 @@ class PartialStore:
 
     def write_shard(self, shard: int, tokens_NW: NDArray[np.uint8]) -> None:
         """Write one shard and enter it in the journal."""
-        name = shard_name(shard)
-        write_bytes(self.folder / name, tokens_NW.data)
-        entry = {"bytes": tokens_NW.nbytes, "sha256": file_sha256(self.folder / name)}
-        self.files[name] = entry
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps({"file": name, **entry}) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+        self.write(shard_name(shard), tokens_NW.data)
 
     def finish(self, rows: EncodedSet, manifest: dict[str, Any]) -> None:
         """Add the table of rows and the manifest, then give the folder its name."""
@@ -113,16 +136,12 @@ class PartialStore:
             "example_index": np.ascontiguousarray(rows.example_index),
             "token_starts": np.array(self.layout.token_starts, dtype=np.int64),
         }
-        write_bytes(self.folder / ROWS, save(table))
-        files = {**self.files, ROWS: {"bytes": _size(self.folder / ROWS), "sha256": file_sha256(self.folder / ROWS)}}
-        write_manifest(self.folder, {**manifest, "files": dict(sorted(files.items()))})
-        for scaffold in (PLAN, JOURNAL):
-            (self.folder / scaffold).unlink(missing_ok=True)
-        self.folder.rename(self.final)
+        self.write(ROWS, save(table))
+        self.seal(manifest)
 
 
 def journaled(folder: Path) -> dict[str, dict[str, Any]]:
-    """The shards that a half-built cache's journal names, with bytes and sha256; a torn last line counts as none."""
+    """The files that a half-built cache's journal names, with bytes and sha256; a torn last line counts as none."""
     found: dict[str, dict[str, Any]] = {}
     path = folder / JOURNAL
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -152,6 +171,18 @@ def check_sizes(folder: Path, manifest: dict[str, Any]) -> dict[Path, dict[str, 
     return files
 
 
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """The files that a manifest names are what it says; each is read once a process.
+
+    Raises:
+        UserError: naming the file that is missing, torn or altered.
+    """
+    files = check_sizes(folder, manifest)
+    for path, found in files_sha256(files).items():
+        if found != files[path]["sha256"]:
+            raise damaged(path, "does not have the sha256 of the manifest, so it was altered", path.parent)
+
+
 class Shards:
     """A whole cache, opened: every file's checksum is looked at once a process, the shards stay open."""
 
@@ -163,14 +194,8 @@ class Shards:
         self.folder = folder
         self.manifest = manifest if manifest is not None else read_manifest(folder)
         self.row_bytes = int(self.manifest["row_bytes"])
-        self._check_files()
+        check_files(folder, self.manifest)
         self._open_files()
-
-    def _check_files(self) -> None:
-        files = check_sizes(self.folder, self.manifest)
-        for path, found in files_sha256(files).items():
-            if found != files[path]["sha256"]:
-                raise damaged(path, "does not have the sha256 of the manifest, so it was altered", path.parent)
 
     def _open_files(self) -> None:
         from safetensors.numpy import load_file

@@ -11,8 +11,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.losses import divergence_diagnostics
+from kdrun.rollouts.rollout import Part, Rollout
 from kdrun.teachers.finite import blame_teacher
 from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import TopkTeacher
@@ -29,6 +30,7 @@ from kdrun.training.memory import MemoryMark, out_of_memory, smaller_micro_batch
 from kdrun.training.objective import StudentObjective, time_on
 
 Metrics = dict[str, float]
+CORPUS = "corpus"
 
 
 class NonFiniteLoss(RuntimeError):
@@ -53,15 +55,24 @@ class StepSums:
     """What one optimiser step measured, on all ranks: nats summed over `num_tokens` scored tokens.
 
     teacher_share: of this rank's time, in [0, 1]: its forward, or the reading of its cache; None where not measured.
+    corpus_nll: nats per token of the corpus, which counts in the total and in nothing else; None without one.
     """
 
     total: float
     cross_entropy: float
     divergence: float
     num_tokens: int
-    grad_norm: float
     probed: Metrics
+    grad_norm: float = math.nan
     teacher_share: float | None = None
+    corpus_nll: float | None = None
+
+
+class _Count(NamedTuple):
+    """Scored tokens and rows of one part of a step, on all ranks."""
+
+    tokens: int
+    texts: int
 
 
 class Loop:
@@ -81,7 +92,13 @@ class Loop:
         accelerator: Any,
         teacher: Teacher | TopkTeacher | None,
         pad_id: int,
+        rollout: Rollout | None = None,
     ) -> None:
+        """
+        Args:
+            rows: what a step draws its rows from; rollout: what it makes of them (None: it learns them as they are).
+        """
+        self.rollout = rollout or Rollout(rows)
         self.loss, self.settings, self.accelerator = objective.loss, settings, accelerator
         self.rows, self.teacher, self.pad_id = rows, teacher, pad_id
         self.unwrapped = objective
@@ -136,7 +153,8 @@ class Loop:
         rates = {"tokens_per_s": tokens / seconds, "step_s": seconds / len(window)}
         if window[0].teacher_share is not None:
             rates["teacher_share"] = window[0].teacher_share
-        return {**_means(window), **state, **sums.probed, "grad_norm": sums.grad_norm, "lr": lr, **rates}
+        written = self.rollout.observe(seconds)
+        return {**_means(window), **state, **sums.probed, "grad_norm": sums.grad_norm, "lr": lr, **rates, **written}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on exactly, as JSON: the window's steps and a micro-batch that fits."""
@@ -144,6 +162,7 @@ class Loop:
             "window": [asdict(sums) for sums in self._window],
             "window_s": time.monotonic() - self._window_start if self._window else 0.0,
             "micro_batch_size": {"asked": self.settings.micro_batch_size, "fits": self.micro_batch_size},
+            "rollout": self.rollout.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,6 +171,7 @@ class Loop:
         self._window_start = time.monotonic() - state["window_s"]
         if state["micro_batch_size"]["asked"] == self.settings.micro_batch_size:
             self.micro_batch_size = state["micro_batch_size"]["fits"]
+        self.rollout.load_state_dict(state["rollout"])
 
     def step(self, step: int, *, probe: bool = False, timed: bool = False) -> StepSums:
         """One optimiser step: all its micro-batches, one division, one update.
@@ -164,60 +184,80 @@ class Loop:
             UserError: instead, when that comes from the teacher.
         """
         accelerator, objective = self.accelerator, self.unwrapped
+        mine = self.order.rows(step)[accelerator.process_index :: accelerator.num_processes]
+        parts = self.rollout.parts(step, mine)
         objective.teacher_s = 0.0 if timed and self.teacher is not None else None
         start = time_on(accelerator.device) if objective.teacher_s is not None else 0.0
-        num_tokens, sums, probed = self._accumulate_what_fits(step, probe)
-        total, cross_entropy, divergence = self._sum(sums)
+        sums = self._accumulate_what_fits(parts, probe)
         self.loss.reduce(self._sum)
         limit = self.settings.clip_norm if self.settings.clip_norm is not None else math.inf
         grad_norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), limit))
-        if not (math.isfinite(total) and math.isfinite(grad_norm)):
-            blame_teacher(self.teacher, self._batches(self.order.rows(step)))
+        if not (math.isfinite(sums.total) and math.isfinite(grad_norm)):
+            blame_teacher(self.teacher, [b for part in parts if part.writer != CORPUS for b in self._batches(part)])
             raise NonFiniteLoss(
-                f"step {step + 1}: loss {total / max(num_tokens, 1)}, gradient norm {grad_norm}; the update was not "
-                "made. Lower train.lr, or look at the data and the teacher"
+                f"step {step + 1}: loss {sums.total / max(sums.num_tokens, 1)}, gradient norm {grad_norm}; the update "
+                "was not made. Lower train.lr, or look at the data and the teacher"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._fits = True
         share = objective.teacher_s / (time_on(accelerator.device) - start) if objective.teacher_s is not None else None
-        return StepSums(total, cross_entropy, divergence, num_tokens, grad_norm, probed, share)
+        return replace(sums, grad_norm=grad_norm, teacher_share=share)
 
-    def _accumulate_what_fits(self, step: int, probe: bool) -> tuple[int, list[float], Metrics]:
+    def _accumulate_what_fits(self, parts: Sequence[Part], probe: bool) -> StepSums:
         """`_accumulate`; until a first step has been made, memory that does not suffice halves the micro-batch."""
         # Ranks that halved each by itself would wait for one another for ever.
         while not self._fits and self.accelerator.num_processes == 1:
             mark = MemoryMark(self.loss, self.accelerator.device)
             try:
-                return self._accumulate(step, probe)
+                return self._accumulate(parts, probe)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
                 said = error.with_traceback(None)  # its frames hold what the memory is full of
             self.optimizer.zero_grad(set_to_none=True)
             mark.restore()
-            num_rows = len(self.order.rows(step))
+            num_rows = max(len(part.rows) for part in parts)
             self.micro_batch_size = smaller_micro_batch(min(self.micro_batch_size or num_rows, num_rows), said)
-        return self._accumulate(step, probe)
+        return self._accumulate(parts, probe)
 
-    def _accumulate(self, step: int, probe: bool) -> tuple[int, list[float], Metrics]:
-        """The step's gradient: (scored tokens on all ranks, this rank's sums of nats, diagnostics)."""
+    def _accumulate(self, parts: Sequence[Part], probe: bool) -> StepSums:
+        """The step's gradient, and its sums on all ranks; the gradient's norm is left open."""
         accelerator = self.accelerator
-        batches = self._batches(self.order.rows(step))
-        mine = sum(batch.num_scored for batch in batches)
-        num_tokens = int(self._sum([mine])[0])
-        sums = [0.0, 0.0, 0.0]
+        jobs = [(part, self._batches(part)) for part in parts]
+        counts = [self._count(batches) for _, batches in jobs]
+        num_tokens = sum(c.tokens for (part, _), c in zip(jobs, counts, strict=True) if part.writer != CORPUS)
+        sums = dict.fromkeys(("total", "cross_entropy", "divergence", "corpus"), 0.0)
         probed: list[Metrics] = []
         self.objective.train()
-        self.loss.preview(lambda: self._preview(batches))
-        for i, batch in enumerate(batches):
-            last = i + 1 == len(batches)
-            with nullcontext() if last else accelerator.no_sync(self.objective):
-                parts = self.objective(batch, self.teacher, _probe(probed) if probe and i == 0 else None)
-                # A distributed wrapper averages gradients over ranks: undo it, the division is by all ranks' tokens.
-                accelerator.backward(parts[0] * (accelerator.num_processes / max(num_tokens, 1)))
-            sums = [total + float(part.detach()) for total, part in zip(sums, parts, strict=True)]
-        return num_tokens, sums, probed[0] if probed else {}
+        self.loss.preview(lambda: self._preview([batch for _, batches in jobs for batch in batches]))
+        last = jobs[-1][1][-1]
+        for (part, batches), count in zip(jobs, counts, strict=True):
+            is_corpus = part.writer == CORPUS
+            share = part.weight / max(
+                count.texts if self.loss.mean_over == "texts" and not is_corpus else count.tokens, 1
+            )
+            for batch in batches:
+                with nullcontext() if batch is last else accelerator.no_sync(self.objective):
+                    total, cross_entropy, divergence = self.objective(
+                        batch, self.teacher, _probe(probed) if probe and not probed else None
+                    )
+                    # A distributed wrapper averages gradients over ranks: undo it, the division is by all ranks' count.
+                    accelerator.backward(total * (share * accelerator.num_processes))
+                sums["total"] += float(total.detach()) * (share * num_tokens)
+                sums["corpus" if is_corpus else "cross_entropy"] += float(cross_entropy)
+                sums["divergence"] += 0.0 if is_corpus else float(divergence)
+        found = dict(zip(sums, self._sum(list(sums.values())), strict=True))
+        corpus = [c.tokens for (part, _), c in zip(jobs, counts, strict=True) if part.writer == CORPUS]
+        corpus_nats = found.pop("corpus")
+        nll = corpus_nats / max(corpus[0], 1) if corpus else None
+        return StepSums(**found, num_tokens=num_tokens, probed=probed[0] if probed else {}, corpus_nll=nll)
+
+    def _count(self, batches: Sequence[Batch]) -> _Count:
+        """Of a part, on all ranks."""
+        mine = [sum(batch.num_scored for batch in batches), sum(len(batch.lengths) for batch in batches)]
+        tokens, texts = self._sum(mine)
+        return _Count(int(tokens), int(texts))
 
     def _preview(self, batches: Sequence[Batch]) -> None:
         """The forward passes of a step for the loss alone, with the very dropout that the step will draw."""
@@ -228,17 +268,16 @@ class Loop:
                 self.objective(batch, self.teacher)
         self.loss.reduce(self._sum)
 
-    def _batches(self, rows: np.ndarray) -> list[Batch]:
-        """This rank's micro-batches; a rank without a row takes one with nothing scored, to stay in step."""
-        accelerator, size = self.accelerator, self.micro_batch_size
-        mine = rows[accelerator.process_index :: accelerator.num_processes]
+    def _batches(self, part: Part) -> list[Batch]:
+        """A part's micro-batches; a rank without a row takes one with nothing scored, to stay in step."""
+        encoded, rows = (part.encoded, part.rows) if len(part.rows) else (self.rows, np.arange(1))
         # Rows of like length share a micro-batch: less padding, and the step's gradient is the same.
-        mine = mine[np.argsort(self.rows.lengths[mine], kind="stable")]
+        rows = rows[np.argsort(encoded.lengths[rows], kind="stable")]
         batches = [
-            make_batch(self.rows, piece, pad_id=self.pad_id, device=accelerator.device)
-            for piece in micro_batches(mine if len(mine) else rows[:1], size)
+            make_batch(encoded, piece, pad_id=self.pad_id, device=self.accelerator.device, writer=part.writer)
+            for piece in micro_batches(rows, self.micro_batch_size)
         ]
-        return batches if len(mine) else [batch.unscored() for batch in batches]
+        return batches if len(part.rows) else [batch.unscored() for batch in batches]
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         if self.accelerator.num_processes == 1:
@@ -270,4 +309,6 @@ def _means(window: Sequence[StepSums]) -> Metrics:
     tokens = max(sum(s.num_tokens for s in window), 1)
     means = {name: sum(getattr(s, name) for s in window) / tokens for name in ("total", "cross_entropy", "divergence")}
     means["loss"] = means.pop("total")
+    corpus = [s.corpus_nll for s in window if s.corpus_nll is not None]
+    means |= {"corpus_nll": sum(corpus) / len(corpus)} if corpus else {}
     return {name: value for name, value in means.items() if math.isfinite(value)}

@@ -68,9 +68,10 @@ def test_a_batch_of_generate_ends_with_its_longest_text(task: Task, monkeypatch)
         assert calls == sum(max(task.lengths[i] for i in order[at : at + 2]) for at in range(0, len(order), 2))
 
 
-def test_the_target_is_four_times_at_each_batch_size() -> None:
+def test_the_targets_are_four_times_the_usual_and_three_times_at_the_same_batch() -> None:
     values = {name: getattr(case(), name) for name in GenerateCase.__dataclass_fields__}
     plan = generate.plan(**values)
     assert [(t.contestant, t.against, t.limit, t.at_least) for t in plan.targets] == [
         ("generate, batch 2", "kdrun, batch 4", 4.0, True), ("generate, batch 2", "kdrun, batch 3", 4.0, True),
+        ("generate, sorted, batch 3", "kdrun, batch 3", 3.0, True),
     ]  # fmt: skip

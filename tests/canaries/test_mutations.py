@@ -136,10 +136,11 @@ def last_chunk_lost(patch: pytest.MonkeyPatch) -> None:
     run = chunked._Chunks.run
 
     def losing(self: Any, rows: slice) -> Any:
-        own, cross_entropy, gradient_CV = run(self, rows)
+        gradient_CV = run(self, rows)
         if rows.start and rows.stop == len(self.hidden_ND):
-            return own * 0, cross_entropy * 0, gradient_CV * 0
-        return own, cross_entropy, gradient_CV
+            self.own_N[rows] = self.cross_entropy_N[rows] = 0
+            return gradient_CV * 0
+        return gradient_CV
 
     patch.setattr(chunked._Chunks, "run", losing)
 

@@ -175,7 +175,7 @@ def test_a_mistake_found_in_the_run_is_one_line_and_recorded(akl: Path, kdrun_he
 
 def test_a_crash_keeps_its_traceback_and_exits_with_1(kdrun: Kdrun, workspace: Path) -> None:
     done = kdrun("train", "loss=sft", *SMALL, "train.max_steps=40", "train.lr=1e30", "train.clip_norm=null",
-                 "hydra.run.dir=outputs/crash", check=False)  # fmt: skip
+                 "hydra.run.dir=outputs/crash", check=False, fresh=True)  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "NonFiniteLoss: step" in done.stderr

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -203,6 +204,17 @@ def test_same_seed_gives_same_texts_and_another_seed_others(model):
     assert twice[0] != twice[1]
 
 
+def test_a_seed_of_several_numbers_gives_prompt_i_the_stream_of_all_of_them_and_i():
+    """Where all 64 tokens are equally likely, the token is the stream's number times 64."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=1, n_positions=48))
+    with torch.no_grad():
+        model.transformer.wte.weight.zero_()
+    for seed, streams in ((10, [(10, 0), (10, 1)]), ((10, 3), [(10, 3, 0), (10, 3, 1)])):
+        found = written(model, Sampling(5), prompts=[[1], [2]], eos_id=-1, seed=seed)
+        uniforms = [np.random.default_rng(stream).random(5) for stream in streams]
+        assert [g.token_ids for g in found] == [(VOCABULARY * u).astype(int).tolist() for u in uniforms]
+
+
 def test_sampled_text_does_not_depend_on_batch_size_or_later_prompts(model):
     sampling = Sampling(16, temperature=1.0, top_k=20, top_p=0.95, repetition_penalty=1.2, no_repeat_ngram_size=3)
     whole = written(model, sampling, batch_size=6)
@@ -311,6 +323,9 @@ def test_context_overrun_is_refused_before_generating(model):
     assert len(written(model, Sampling(8), prompts=prompts)) == 2  # 40 + 8 = 48 positions just fit
     with pytest.raises(UserError, match=r"eval\.max_new_tokens=9: .*40 tokens.*48 positions.*eval\.max_new_tokens=8"):
         written(model, Sampling(9), prompts=prompts, advance=lambda *_: pytest.fail("generated"))
+    limits = {"limits": [8, 9], "eos_id": -1, "pad_id": 0, "batch_size": 2, "seed": 0}
+    texts = generate(model, prompts, Sampling(9), **limits)  # what is asked of each prompt counts
+    assert [len(text.token_ids) for text in texts] == [8, 9]
     with pytest.raises(UserError, match="at most 0 new tokens fit; drop"):
         written(model, Sampling(9), prompts=[[1] * 60])
 

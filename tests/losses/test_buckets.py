@@ -11,7 +11,7 @@ from kdrun.losses.buckets import BucketedMix, bucketed_gradient, bucketed_nats, 
 from kdrun.losses.interface import log_softmax
 
 SERVED = ["fkl", "rkl", "fkl_rkl", "jsd", "tvd", "skl", "srkl", "alpha"]
-REFUSED = ["akl", "ab", "taid", "amid", "gap"]
+REFUSED = ["akl", "ab", "taid", "amid", "gap", "cald", "minillm"]
 
 
 def logits(rows: int, vocabulary: int, seed: int, *, scale: float = 2.0) -> torch.Tensor:

@@ -5,10 +5,13 @@ import pytest
 from kdrun.errors import UserError
 from kdrun.losses import LOSSES, Loss, make_loss
 
-NAMES = ["sft", "fkl", "rkl", "fkl_rkl", "akl", "jsd", "tvd", "skl", "srkl", "ab", "alpha", "taid", "amid", "gap"]
+NAMES = [
+    "sft", "fkl", "rkl", "fkl_rkl", "akl", "jsd", "tvd", "skl", "srkl", "ab", "alpha", "taid", "amid", "gap", "cald",
+    "minillm",
+]  # fmt: skip
 
 
-def test_there_are_fourteen_losses_each_in_a_file_of_its_name():
+def test_there_are_sixteen_losses_each_in_a_file_of_its_name():
     assert sorted(LOSSES) == sorted(NAMES)
     for name, kind in LOSSES.items():
         assert issubclass(kind, Loss)

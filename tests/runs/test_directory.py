@@ -1,6 +1,9 @@
 """The run record: always whole, says how a run ended, keeps earlier attempts."""
 
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,30 @@ def test_a_second_attempt_keeps_the_first_ones_record(tmp_path: Path) -> None:
     assert [attempt["error"] for attempt in record(tmp_path)["attempts"]] == ["ValueError: first"]
 
 
+HOLD = (
+    "import sys\nfrom pathlib import Path\nfrom kdrun.runs.directory import RunDirectory\n"
+    "run = RunDirectory.start(Path(sys.argv[1]), command='train', config={}, overrides=[])\n"
+    "print('started', flush=True)\nsys.stdin.read()\n"
+)
+
+
+def test_a_run_belongs_to_one_process_until_that_ends_however_it_ends(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        before = record(tmp_path)
+        with pytest.raises(UserError) as refused:
+            start(tmp_path)
+        told = f"process {process.pid} on {platform.node()}" if sys.platform == "linux" else "another process"
+        assert str(refused.value).startswith(f"{tmp_path}: {told} writes there")
+        assert record(tmp_path) == before
+        process.kill()
+    with start(tmp_path).recorded():
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "config.yaml"}, "the lock is no part of a run"
+
+
 def test_nan_and_infinity_are_written_as_null(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": float("nan"), "b": [float("inf"), 1.5], "c": tmp_path})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "c": str(tmp_path)}
@@ -81,6 +108,14 @@ def test_evaluations_of_one_name_do_not_overwrite_one_another(tmp_path: Path) ->
         folder.mkdir(parents=True)
         names.append(folder.name)
     assert names == ["quick", "quick-2", "quick-3"]
+
+
+def test_an_evaluation_of_a_run_that_is_under_way_leaves_the_name_to_the_runs_own(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    assert evaluation_directory(tmp_path, "quick").name == "quick-2"
+    with run.recorded():
+        pass
+    assert evaluation_directory(tmp_path, "quick").name == "quick"
 
 
 def test_lines_of_steps_to_be_done_again_are_dropped_with_a_torn_last_one(tmp_path: Path) -> None:

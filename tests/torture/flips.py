@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import SMALL
+from tests.torture.processes import TEACHER
 from tests.torture.rows import Row
 
 FLIPS = 200  # of each kind
@@ -29,10 +30,8 @@ def run(folder: Path, budget_s: float) -> list[Row]:
     """Make one cached run with checkpoints, then flip bits in copies of both."""
     logging.disable(logging.WARNING)  # a checkpoint that is not used is said so, 200 times
     end = time.monotonic() + 0.85 * budget_s  # the last commands end after it
-    teacher = ["role=teacher", "loss=sft", "train=tiny_teacher", "name=teacher", "train.save_every=null", *SMALL,
-               "train.max_steps=4", "evaluate=false", "hydra.run.dir=outputs/teachers/tiny-unicode"]  # fmt: skip
     words = ["teacher=cached", *SMALL, "train.max_steps=6", "train.save_every=2", "evaluate=false"]
-    for command in (teacher, [*words, "hydra.run.dir=whole"]):
+    for command in (TEACHER, [*words, "hydra.run.dir=whole"]):
         done = kdrun(folder, "train", *command)
         assert done.returncode == 0, done.stderr
     rng = random.Random(SEED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import SMALL, read_json, read_lines
+from tests.torture.processes import TEACHER, Forks, finish
 from tests.torture.rows import Row
 
 STEPS = 30
@@ -30,19 +30,12 @@ VARIANTS = [
 ]
 TURNS = ["loading", "steps", "validation", "checkpoint", "end", "steps"]
 KILLS, SIGNALS = 30, 10
-PRELOADED = [
-    "kdrun.launch", "kdrun.commands.train", "kdrun.training.loop", "kdrun.training.optimizer", "accelerate",
-    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-    "transformers.models.gpt2.modeling_gpt2", "kdrun.generation.generate", "rouge_score.rouge_scorer",
-]  # fmt: skip
 
 
 def run(folder: Path, budget_s: float) -> list[Row]:
-    """Kills and signals, in two processes at a time, each a fork of one that has only imported what a run imports."""
+    """Kills and signals, in two processes at a time."""
     end = time.monotonic() + 0.9 * budget_s
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    started = Started(folder, context)
+    started = Started(folder)
     started.make_pair()
     with ThreadPoolExecutor(2) as pool:
         codes = list(pool.map(started.reference, range(len(VARIANTS))))
@@ -87,40 +80,24 @@ def row(promise: str, found: list[Disturbed], wanted: int) -> Row:
 class Started:
     """Runs of one workspace."""
 
-    def __init__(self, folder: Path, context: Any) -> None:
-        self.folder, self.context = folder, context
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.forks = folder, Forks(folder)
 
     def make_pair(self) -> None:
         """A teacher, the caches' place, and a student with dropout."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        words = ["role=teacher", "loss=sft", "train=tiny_teacher", *SMALL, "train.max_steps=4", "evaluate=false",
-                 "name=teacher", "train.save_every=null", "hydra.run.dir=outputs/teachers/tiny-unicode"]  # fmt: skip
         teacher = self.folder / "outputs" / "teachers" / "tiny-unicode" / "teacher"
-        assert self.finish(self.start("teacher", words)) == 0
+        assert self.forks.run("teacher", "train", *TEACHER) == 0
         model = AutoModelForCausalLM.from_pretrained(teacher)
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             setattr(model.config, name, 0.1)
         model.save_pretrained(self.folder / "dropout")
         AutoTokenizer.from_pretrained(teacher).save_pretrained(self.folder / "dropout")
 
-    def start(self, name: str, words: list[str]) -> Any:
-        """A process of its own for `kdrun train words`; what it says goes to NAME.txt."""
-        process = self.context.Process(target=enter, args=(str(self.folder), f"{name}.txt", words))
-        process.start()
-        return process
-
-    def finish(self, process: Any) -> int | None:
-        """Its exit code; None when it had to be ended."""
-        process.join(120)
-        if process.exitcode is None:
-            process.kill()
-            return None
-        return int(process.exitcode)
-
     def reference(self, variant: int) -> int | None:
         """The run that nobody disturbs."""
-        return self.finish(self.start(f"whole-{variant}", [*self.words(variant, f"whole-{variant}")]))
+        return self.forks.run(f"whole-{variant}", "train", *self.words(variant, f"whole-{variant}"))
 
     def words(self, variant: int, name: str) -> list[str]:
         return [*ALL, *VARIANTS[variant], "name=run", f"hydra.run.dir=outputs/{name}"]
@@ -135,35 +112,22 @@ class Started:
             if time.monotonic() > end:
                 return None
             moment = MOMENTS[turn if attempt < 3 else "steps"](directory, draw)
-            process = self.start(name, self.words(variant, name))
+            process = self.forks.start(name, "train", *self.words(variant, name))
             while process.exitcode is None and not moment():
                 time.sleep(0.0005)
             if process.exitcode is None:
                 os.kill(process.pid, sign)
-            code = self.finish(process)
+            code = finish(process)
             if not is_done(directory):
                 break
         phase = phase_of(directory)
         fault = check_stopped(directory, sign, code)
         if not fault:
             again = [f"resume=outputs/{name}"] if (directory / "run.json").exists() else self.words(variant, name)
-            code = self.finish(self.start(f"{name}-resumed", again))
+            code = self.forks.run(f"{name}-resumed", "train", *again)
             whole = self.folder / "outputs" / f"whole-{variant}"
             fault = f"resuming ended with {code}" if code != 0 else difference(directory, whole)
         return Disturbed(name, sign, phase, fault)
-
-
-def enter(folder: str, output: str, words: list[str]) -> None:
-    """In the new process: the command itself."""
-    from kdrun.cli import CONF
-    from kdrun.launch import launch
-
-    os.chdir(folder)
-    with open(output, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = ["kdrun", "train", *words]
-    launch("train", words, CONF)
 
 
 # -- moments -----------------------------------------------------------------------------------------------------------
@@ -272,7 +236,7 @@ def difference(ours: Path, whole: Path) -> str:
     """What differs between two finished runs, but for clocks and memory; "" for nothing."""
     if not is_done(ours):
         return "run.json does not say done"
-    if left := [str(path) for path in (*ours.glob(".*"), *(ours / "checkpoints").glob(".*"))]:
+    if left := [str(path) for path in (*ours.glob(".*"), *ours.glob("checkpoints/.*"))]:
         return f"left aside: {left}"
     if facts(ours) != facts(whole):
         mine, theirs = facts(ours), facts(whole)

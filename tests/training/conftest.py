@@ -1,12 +1,21 @@
 """A real student, teacher and rows of some hundred parameters."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 
 from kdrun.data.encoding import EncodedSet
+from kdrun.losses import Loss
 from kdrun.models.scratch import make_model
+from kdrun.rollouts.rollout import Rollout
+from kdrun.teachers.live import LiveTeacher
+from kdrun.training.loop import Loop, LoopSettings
+from kdrun.training.objective import StudentObjective
 
 VOCABULARY, END = 40, 0
 
@@ -35,6 +44,31 @@ def encoded(num_rows: int, seed: int = 0) -> EncodedSet:
         num_cut_prompts=0,
         num_cut_responses=0,
     )
+
+
+def make_loop(
+    student: Any, loss: Loss, rows: EncodedSet, *, teacher: Any = None, micro: int | None = None, batch: int = 8,
+    lr: float = 0.1, num_steps: int = 4, clip: float | None = None, kd_ratio: float = 0.5,
+    rollout: Rollout | None = None,
+) -> Loop:  # fmt: skip
+    settings = LoopSettings(
+        num_steps=num_steps, batch_size=batch, micro_batch_size=micro, seed=0, clip_norm=clip,
+        learning_rate=lambda step: lr, log_every=1,
+    )  # fmt: skip
+    share = rollout.teacher_share if rollout is not None else 0.0
+    return Loop(
+        StudentObjective(student, loss, kd_ratio=kd_ratio, teacher_share=share),
+        torch.optim.SGD(student.parameters(), lr=lr), rows, settings, accelerator=Accelerator(cpu=True),
+        teacher=LiveTeacher(teacher, rows=None) if teacher is not None else None, pad_id=END, rollout=rollout,
+    )  # fmt: skip
+
+
+def update_of(make: Callable[[Any], Loop], student: Any) -> dict[str, torch.Tensor]:
+    """What one plain gradient step adds to each parameter."""
+    copied = copy.deepcopy(student)
+    make(copied).step(0)
+    before = dict(student.named_parameters())
+    return {name: value.detach() - before[name].detach() for name, value in copied.named_parameters()}
 
 
 @pytest.fixture

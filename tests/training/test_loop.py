@@ -4,50 +4,25 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from kdrun.data.batch import Batch, Group, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.scored import collate
 from kdrun.errors import UserError
-from kdrun.losses import LOSSES, Loss, MatchedGradient, make_loss
+from kdrun.losses import LOSSES, MatchedGradient, make_loss
 from kdrun.teachers.live import LiveTeacher
-from kdrun.training.loop import Loop, LoopSettings, NonFiniteLoss
+from kdrun.training.loop import NonFiniteLoss
 from kdrun.training.objective import StudentObjective
 
-from .conftest import END, VOCABULARY, tiny
+from .conftest import END, VOCABULARY, make_loop, tiny, update_of
 
 WITH_TEACHER = sorted(set(LOSSES) - {"sft"})
-
-
-def make_loop(
-    student: Any, loss: Loss, rows: EncodedSet, *, teacher: Any = None, micro: int | None = None, batch: int = 8,
-    lr: float = 0.1, num_steps: int = 4, clip: float | None = None, kd_ratio: float = 0.5,
-) -> Loop:  # fmt: skip
-    settings = LoopSettings(
-        num_steps=num_steps, batch_size=batch, micro_batch_size=micro, seed=0, clip_norm=clip,
-        learning_rate=lambda step: lr, log_every=1,
-    )  # fmt: skip
-    return Loop(
-        StudentObjective(student, loss, kd_ratio=kd_ratio),
-        torch.optim.SGD(student.parameters(), lr=lr), rows, settings, accelerator=Accelerator(cpu=True),
-        teacher=LiveTeacher(teacher, rows=None) if teacher is not None else None, pad_id=END,
-    )  # fmt: skip
-
-
-def update_of(make: Callable[[Any], Loop], student: Any) -> dict[str, torch.Tensor]:
-    """What one plain gradient step adds to each parameter."""
-    copied = copy.deepcopy(student)
-    make(copied).step(0)
-    before = dict(student.named_parameters())
-    return {name: value.detach() - before[name].detach() for name, value in copied.named_parameters()}
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)

@@ -12,7 +12,7 @@ from kdrun.errors import UserError
 from kdrun.losses import MatchedGradient, make_loss
 from kdrun.training.memory import out_of_memory
 
-from .test_loop import make_loop
+from .conftest import make_loop
 
 
 def short_of_memory(student: Any, *, above: int, calls: list[int] | None = None) -> Any:

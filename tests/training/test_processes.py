@@ -12,23 +12,37 @@ import pytest
 SCRIPT = """
 import json, sys
 from accelerate import Accelerator
+import numpy as np
 import torch
 torch.set_num_threads(1)
+from kdrun.generation.reading import Mixture
 from kdrun.losses import MatchedGradient, make_loss
+from kdrun.rollouts.rollout import Contrastive, Rollout, StudentText, WithCorpus
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
-from tests.training.conftest import END, encoded, tiny
+from tests.rollouts.conftest import writer_of
+from tests.training.conftest import END, VOCABULARY, encoded, tiny
 
-teacher = tiny(2, width=16)
+teacher, rows, steps = tiny(2, width=16), encoded(16), {"num_steps": 3, "seed": 0}
 settings = LoopSettings(num_steps=3, batch_size=5, micro_batch_size=2, seed=0, clip_norm=1.0,
                         learning_rate=lambda step: 0.1, log_every=1)
 accelerator = Accelerator(cpu=True)
 facts = {"rank": accelerator.process_index, "loss": [], "tokens": [], "norm": [], "weights": [], "factor": []}
-for loss in (make_loss("akl"), MatchedGradient(make_loss("jsd", beta=0.1))):
+rank, ranks = accelerator.process_index, accelerator.num_processes
+corpus = lambda rollout: WithCorpus(rollout, encoded(6, seed=4), rows=lambda n: np.arange(3)[rank::ranks], weight=0.3)
+on_policy = lambda writer: StudentText(rows, writer, share=lambda progress: 1.0, **steps)
+for loss, made in (
+    (make_loss("akl"), lambda student: Rollout(rows)),
+    (MatchedGradient(make_loss("jsd", beta=0.1)), lambda student: Rollout(rows)),
+    (make_loss("cald", variant="code"), lambda student: corpus(Contrastive(rows, writer_of(student), **steps))),
+    (make_loss("minillm"), lambda student: on_policy(writer_of(student, mixed_with=Mixture(teacher, 0.2, VOCABULARY)))),
+):
     student = tiny(1)
-    loop = Loop(StudentObjective(student, loss, kd_ratio=0.5), torch.optim.SGD(student.parameters(), lr=0.1),
-                encoded(16), settings, accelerator=accelerator, teacher=LiveTeacher(teacher, rows=None), pad_id=END)
+    rollout = made(student)
+    objective = StudentObjective(student, loss, kd_ratio=0.5, teacher_share=rollout.teacher_share)
+    loop = Loop(objective, torch.optim.SGD(student.parameters(), lr=0.1), rows, settings, accelerator=accelerator,
+                teacher=LiveTeacher(teacher, rows=None), pad_id=END, rollout=rollout)
     for number in range(4):  # the fourth has one row: a rank is left without any
         s = loop.step(number)
         facts["loss"].append(s.total), facts["tokens"].append(s.num_tokens), facts["norm"].append(s.grad_norm)

@@ -32,7 +32,7 @@ def says(text: str | None, **facts: Any) -> Reply:
 
 
 def prompt_of(body: Body) -> str:
-    return body["messages"][0]["content"]
+    return str(body["prompt"]) if "prompt" in body else body["messages"][0]["content"]
 
 
 class Loopback(ThreadingHTTPServer):

@@ -11,7 +11,8 @@ import pytest
 
 from kdrun.errors import UserError
 from kdrun.evaluation.judge.cache import Answer, AnswerCache
-from kdrun.evaluation.judge.endpoint import STOP_AFTER, Endpoint, _retry_after_s, ask_all, is_loopback
+from kdrun.evaluation.judge.endpoint import Endpoint, ask_all
+from kdrun.generation.endpoint import STOP_AFTER, _retry_after_s, is_loopback
 from tests.evaluation.judge.loopback import Body, Loopback, Reply, prompt_of, says, serving
 
 KEY = "sk-very/secret+key-123"
@@ -19,8 +20,9 @@ KEY = "sk-very/secret+key-123"
 
 def endpoint_of(server: Loopback, **changes: object) -> Endpoint:
     endpoint = Endpoint(
-        server.base_url, "judge", None, max_tokens=16, timeout_s=10, retries=2, concurrency=2, backoff_s=0.001
-    )
+        base_url=server.base_url, model="judge", key=None, max_tokens=16, timeout_s=10, retries=2, concurrency=2,
+        backoff_s=0.001,
+    )  # fmt: skip
     return replace(endpoint, **changes)
 
 
@@ -177,7 +179,7 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_key_that_the_server_sends_back_is_taken_out_however_it_is_written() -> None:
-    endpoint = Endpoint("http://h/v1", "m", KEY, max_tokens=1, timeout_s=1, retries=0, concurrency=1)
+    endpoint = Endpoint(base_url="http://h/v1", model="m", key=KEY, max_tokens=1, timeout_s=1, retries=0, concurrency=1)
     ways = [KEY, json.dumps(KEY).replace("/", "\\/"), KEY.replace("+", "\\u002B"), KEY.replace("/", "%2f")]
     assert [endpoint.redact(f"<{way.strip(chr(34))}>") for way in ways] == ["<[key]>"] * 4
     assert KEY not in repr(endpoint)
@@ -202,7 +204,7 @@ def test_retry_after_is_seconds_or_a_date() -> None:
 
 
 def test_a_request_hash_is_of_all_that_decides_the_answer_and_not_of_the_key() -> None:
-    one = Endpoint("http://h/v1", "m", KEY, max_tokens=1, timeout_s=1, retries=0, concurrency=1)
+    one = Endpoint(base_url="http://h/v1", model="m", key=KEY, max_tokens=1, timeout_s=1, retries=0, concurrency=1)
     same = [
         replace(one, key=None),
         replace(one, timeout_s=9, retries=9, concurrency=9),

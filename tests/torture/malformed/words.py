@@ -9,6 +9,7 @@ WHOLE = ("train.batch_size", "train.max_steps", "train.log_every", "train.valid_
 NUMBERS = ("train.lr", "train.weight_decay", "train.clip_norm", "mu", "kd_ratio", "temperature", "eval.top_p")
 SWITCHES = ("train.gradient_checkpointing", "evaluate", "temperature_squared", "eval.greedy")
 CHOICES = ("train.schedule", "train.precision", "data.template", "data.overlong", "track.mode", "role", "head")
+SERVER = "train rollout=teacher rollout.server_model=m rollout.server"
 
 
 def _values() -> list[Case]:
@@ -35,6 +36,27 @@ WORDS = [
     case("an unknown suite", "train eval.suites=[dollie]", "eval.suites=[dollie]", "dolly"),
     case("three betas", "train train.betas=[0.9,0.9,0.9]", "train.betas"),
     case("a beta of one", "train train.betas=[0.9,1]", "train.betas"),
+    # whose text is learned
+    case("an unknown rollout", "train rollout=none_such", "rollout=none_such", "teacher"),
+    case("no samples", "train rollout=teacher rollout.samples=0", "rollout.samples=0"),
+    case("a text temperature below zero", "train rollout=teacher rollout.temperature=-1", "rollout.temperature=-1"),
+    case("a text top-p of zero", "train rollout=teacher rollout.top_p=0", "rollout.top_p=0"),
+    case("texts longer than a row", "train rollout=teacher rollout.max_new_tokens=96", "rollout.max_new_tokens=96"),
+    case("a key of another rollout", "train rollout=data +rollout.samples=2", "rollout.samples"),
+    case("the teacher's text for the teacher", "train role=teacher loss=sft rollout=teacher", "rollout=teacher"),
+    case("contrastive text from a cache", "train rollout=contrastive teacher=cached", "teacher=cached"),
+    case("a server without a model", "train rollout=teacher rollout.server=http://b/v1", "rollout.server_model"),
+    case("a model without a server", "train rollout=teacher rollout.server_model=m", "rollout.server_model"),
+    case("a server that is none", f"{SERVER}=b", "rollout.server=b"),
+    case("a server's whole path", f"{SERVER}=http://b/v1/completions", "rollout.server=http://b/v1/completions"),
+    case("a password in a server's address", f"{SERVER}=http://a:secretword@b/v1", "password"),
+    case("a text server's key for a name", f"{SERVER}=http://b/v1 rollout.key_env=sk-1", "rollout.key_env"),
+    case("a text server's key that is not set", f"{SERVER}=http://b/v1 rollout.key_env=NONE_SUCH",
+         "rollout.key_env=NONE_SUCH"),
+    case("texts of a live teacher's cache", "cache rollout=student", "rollout=student"),
+    case("a corpus that is not there", "train data.corpus=none_such.txt", "data.corpus=none_such.txt"),
+    case("a corpus of another kind", "train data.corpus=none_such.csv", "data.corpus=none_such.csv", ".jsonl"),
+    case("a corpus of no weight", "train data.corpus_weight=0", "data.corpus_weight=0"),
     # keys and groups
     case("an unknown loss", "train loss=akll", "loss=akll", "'akl'"),
     case("an unknown pair", "train pair=gpt3", "pair=gpt3", "gpt2"),
