@@ -78,7 +78,7 @@ def with_cached_teacher(
         return cells, overrides
     if not all(isinstance(c, TrainConfig) and c.teacher.kind == "live" and c.role == "student" for c in configs):
         return cells, overrides
-    if all(c.loss.name == "sft" for c in configs):  # type: ignore[attr-defined]
+    if all(c.loss.name == "sft" for c in configs) or any(c.student_writes for c in configs):  # type: ignore[attr-defined]
         return cells, overrides
     overrides = ["teacher=cached", *overrides]
     print("teacher=cached: its one pass serves all cells; type teacher=live to run it beside each", file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import run_forked
+from tests.forked import KDRUN, Forked
 
 # One thread in every process: bits depend on how many there are, and tiny tensors are slow on several (see one_thread).
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -42,7 +42,7 @@ def run_kdrun(
             check=False,
         )  # fmt: skip
     else:
-        done = run_forked(*words, cwd=cwd, environment=environment)
+        done = Forked(KDRUN, *words, cwd=cwd, environment=environment).completed()
     if check:
         assert done.returncode == 0, f"kdrun {' '.join(words)}\n{done.stdout}\n{done.stderr}"
     return done

@@ -10,6 +10,7 @@ import pytest
 
 from kdrun.cli import CONF
 from kdrun.launch import launch
+from tests.conftest import run_kdrun
 
 TRAIN = {
     "los=akl": ["unknown key 'los'", "did you mean 'loss'"],
@@ -171,14 +172,7 @@ def test_hydras_own_flags_keep_working(tmp_path: Path) -> None:
     (folder / "mine.yaml").write_text("defaults: [akl]\nmu: 0.25\n")
 
     def out(*words: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "kdrun", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-            env=dict(os.environ),
-        ).stdout
+        return run_kdrun(*words, cwd=tmp_path).stdout
 
     printed = out("train", "loss=mine", "--cfg", "job", "--config-dir", "mine")
     assert "name: akl" in printed and "mu: 0.25" in printed

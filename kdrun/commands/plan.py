@@ -58,14 +58,15 @@ def _training(config: TrainConfig, *, precision: str) -> tuple[Training, list[st
     needs = chosen_loss(config.loss).needs_teacher
     asked = config.role == "student" and (needs or config.train.watch_teacher)
     cached = isinstance(config.teacher, CachedTeacher)
-    bucketed = cached and config.teacher.topk is not None  # type: ignore[union-attr]
+    # of a lossy cache, and of an exact one that only the validation asks, next to nothing is in memory
+    held = not cached or (needs and config.teacher.topk is None)  # type: ignore[union-attr]
     lengths, scored, assumed = _rows(config, splits, tokenizer)
     if config.rollout.name != "data":
         said.append(f"rollout={config.rollout.name}: counted as if its text were the data's; writing it is not counted")
     settings = config.train
     return Training(
         student=_model_config(config, config.role, tokenizer),
-        teacher=_model_config(config, "teacher", tokenizer) if asked and not bucketed else None,
+        teacher=_model_config(config, "teacher", tokenizer) if asked and held else None,
         use="cached" if cached else "live" if needs else "idle",
         lengths=lengths, scored=scored, epochs=settings.epochs, max_steps=settings.max_steps,
         batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=config.seed,

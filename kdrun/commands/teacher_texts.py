@@ -23,6 +23,7 @@ from kdrun.teachers.listing import record_use
 from kdrun.teachers.manifest import canonical, short_name
 
 log = logging.getLogger(__name__)
+STREAM = 1 << 32  # in the seed of the teacher's text: no step of a training, whose texts are the student's, has it
 
 
 def teacher_texts(
@@ -134,7 +135,7 @@ class TeacherTexts:
         free_memory()
 
     def _by_teacher(self, device: Any) -> Any:
-        """Text to sample s of row i from the stream (seed, s, i), by the pair's teacher, loaded now."""
+        """Text to sample s of row i from the stream (seed, STREAM, s, i), by the pair's teacher, loaded now."""
         from kdrun.generation.generate import Generation, Mixture, generate
 
         config, rows, tokenizer = self.config, self.rows, self.models.tokenizer
@@ -147,7 +148,7 @@ class TeacherTexts:
             return generate(
                 teacher.model, [rows.prompt(row).tolist() for row in block], self.sampling, mixed_with=alone,
                 eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=self.section.batch_size,
-                seed=[config.seed, sample], indices=block, limits=[self.limits[row] for row in block], advance=advance,
+                seed=[config.seed, STREAM, sample], indices=block, limits=[self.limits[row] for row in block], advance=advance,
             )  # fmt: skip
 
         return write

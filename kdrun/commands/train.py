@@ -104,7 +104,7 @@ class Training:
         check_context(models.student, config.data.max_tokens, role="student")
         sets = run_sets(config, splits, models.tokenizer, needs_teacher=loss.needs_teacher)
         prompts = sets.train
-        sets, text = with_teacher_text(config, models, sets, device=device)
+        sets, text = with_teacher_text(config, models, sets, device=device, reader=self.run.path)
         rows, valid = sets.train, sets.valid
         check_room(models.student, sets.evaluated, config.eval)
         head = preflight(models.student, prompts, pad_id=models.tokenizer.pad_token_id, name="student")

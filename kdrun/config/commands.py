@@ -44,6 +44,11 @@ class TrainConfig(Section):
     eval: Evaluation
     track: Track
 
+    @property
+    def student_writes(self) -> bool:
+        """Whether the teacher will be asked about text that is only written in the training."""
+        return self.rollout.name not in ("data", "teacher")
+
     @model_validator(mode="after")
     def teacher_is_fine_tuned(self) -> Self:
         if self.role == "teacher" and self.loss.name != "sft":
@@ -92,7 +97,7 @@ class TrainConfig(Section):
             return self
         if self.role == "teacher":
             raise ValueError("teacher=cached: role=teacher fine-tunes the teacher itself; type teacher=live")
-        if self.rollout.name not in ("data", "teacher"):
+        if self.student_writes:
             raise ValueError(
                 f"teacher=cached: rollout={self.rollout.name} scores text that the student writes in the training, "
                 "which no cache can hold; type teacher=live, or rollout=data or teacher"

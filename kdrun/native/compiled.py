@@ -82,7 +82,7 @@ def _compile(compiler: str, flags: tuple[str, ...], source: Path, path: Path) ->
     Compiled with OpenMP but linked without it, see `compiled`.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    part = aside.with_suffix(".o")
+    part = Path(f"{aside}.o")  # not with_suffix, which would take the process's number away
     steps = ([*FLAGS, *flags, "-c", str(source), "-o", str(part)], ["-shared", str(part), "-o", str(aside), "-lm"])
     try:
         for words in steps:

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -16,6 +15,7 @@ from kdrun.commands.cache_list import list_caches
 from kdrun.launch import cache, launch
 from kdrun.teachers import building, store
 from tests.conftest import SMALL, Kdrun, read_json, read_lines, run_kdrun
+from tests.forked import Forked
 
 WORDS = [*SMALL, "train.max_steps=4"]
 CELLS = [*WORDS, "evaluate=false"]
@@ -24,8 +24,8 @@ Usage = namedtuple("Usage", "total used free")
 TIMED = ("_s", "peak_memory_gib", "teacher_share")
 # Small shards, so that tiny sets have several; then what the test adds.
 PATCHED = (
-    "import sys\nfrom kdrun.teachers import building, store\nbuilding.build.__kwdefaults__['shard_bytes'] = 4096\n"
-    "write = store.PartialStore.write_shard\n{}\nsys.argv[0] = 'kdrun'\nfrom kdrun.cli import main\nmain()\n"
+    "from kdrun.teachers import building, store\nbuilding.build.__kwdefaults__['shard_bytes'] = 4096\n"
+    "write = store.PartialStore.write_shard\n{}\nfrom kdrun.cli import main\nmain()\n"
 )
 
 
@@ -274,11 +274,6 @@ def test_too_small_a_disk_is_refused_before_the_teacher_is_loaded(here: Here, mo
     assert here.last.startswith("kdrun: teacher.directory=full/") and "kB" in here.last and "1 MB are free" in here.last
 
 
-def start(code: str, *words: str, cwd: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", PATCHED.format(code), *words], cwd=cwd, stderr=subprocess.PIPE,
-                            stdout=subprocess.PIPE, text=True)  # fmt: skip
-
-
 def test_a_build_killed_half_way_goes_on_and_ends_with_the_same_bytes(
     workspace: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +283,7 @@ def test_a_build_killed_half_way_goes_on_and_ends_with_the_same_bytes(
         "    seen.append(shard)\n    if len(seen) == 4: os.kill(os.getpid(), 9)\n    write(self, shard, tokens)\n"
         "store.PartialStore.write_shard = dies"
     )
-    killed = start(dying, "cache", *CELLS, "teacher.directory=killed", cwd=workspace)
+    killed = Forked(PATCHED.format(dying), "cache", *CELLS, "teacher.directory=killed", cwd=workspace)
     killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL
     list_caches(Path("killed"))
@@ -317,7 +312,7 @@ def test_two_processes_that_want_the_same_cache_build_it_once(workspace: Path, h
         "import time\ndef slow(self, shard, tokens):\n    time.sleep(0.5)\n    write(self, shard, tokens)\n"
         "store.PartialStore.write_shard = slow"
     )
-    first = start(slow, "cache", *CELLS, "teacher.directory=both", cwd=workspace)
+    first = Forked(PATCHED.format(slow), "cache", *CELLS, "teacher.directory=both", cwd=workspace)
     for _ in range(600):
         if list((workspace / "both").glob("*/*.partial")):
             break

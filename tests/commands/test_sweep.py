@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from kdrun.cli import CONF
+from kdrun.compose import compose_cells
+from kdrun.sweep import with_cached_teacher
+from kdrun.words import read_flags
 from tests.conftest import SMALL, Kdrun, read_json, read_lines
 
 CELL = [*SMALL, "train.max_steps=2", "evaluate=false"]
@@ -49,6 +52,14 @@ def test_cells_see_the_rows_in_one_order_and_a_typed_teacher_stays(kdrun_here: K
     )
     assert len(set(ours)) == 8
     assert ours == theirs
+
+
+@pytest.mark.parametrize(("rollouts", "cached"), [("data,teacher", True), ("data,mixed", False)])
+def test_one_pass_of_the_teacher_serves_cells_whose_text_is_there_before(rollouts: str, cached: bool) -> None:
+    words, flags = [f"rollout={rollouts}", "loss=akl"], read_flags(["--multirun"])
+    cells, words = with_cached_teacher(compose_cells("train", words, flags, CONF), words, flags, CONF)
+    assert {cell.config.teacher.kind for cell in cells} == {"cached" if cached else "live"}
+    assert ("teacher=cached" in words) == cached
 
 
 def test_the_sweep_ends_with_its_table(swept: tuple[Path, str]) -> None:

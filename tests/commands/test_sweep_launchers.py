@@ -12,6 +12,7 @@ import pytest
 from kdrun.cli import CONF
 from kdrun.launch import launch
 from tests.conftest import SMALL, Kdrun, read_json
+from tests.forked import Forked
 
 CELL = [*SMALL, "train.max_steps=4", "evaluate=false", "teacher=live", "loss=sft"]
 # Imported by every process as it starts: how many models are alive in it when a cell begins.
@@ -102,7 +103,7 @@ def test_ctrl_c_ends_the_workers_of_joblib_too(sign: signal.Signals, workspace: 
     assert f"kdrun sweep resume={folder}" in out
 
 
-def wait_until(happened: object, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(happened: object, process: subprocess.Popen | Forked, seconds: float = 120) -> None:
     """Wait for another process, and fail with its output when it ends first."""
     assert callable(happened)
     end = time.monotonic() + seconds

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from kdrun.launch import launch
 from kdrun.runs.sweep import held
 from tests.commands.test_sweep_launchers import wait_until
 from tests.conftest import SMALL, read_json, read_lines
+from tests.forked import KDRUN, Forked
 
 WORDS = [*SMALL, "evaluate=false", "train.log_every=1"]
 
@@ -24,10 +23,7 @@ def stopped(workspace: Path) -> tuple[Path, str, str]:
     folder = workspace / "outputs" / "sweep" / "stopped"
     words = ["loss=akl", "mu=0.3,0.5", "train.lr=1e-3,1e30", *WORDS, "train.max_steps=200", "train.clip_norm=null",
              "train.save_every=20", "hydra.sweep.dir=outputs/sweep/stopped"]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdrun", "sweep", *words], cwd=workspace, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = Forked(KDRUN, "sweep", *words, cwd=workspace)
     wait_until(lambda: list(folder.glob("2/checkpoints/step-*/state.json")), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)

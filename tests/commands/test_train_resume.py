@@ -13,6 +13,7 @@ import pytest
 
 from tests.commands.test_train import weights
 from tests.conftest import SMALL, Kdrun, read_json, read_lines
+from tests.forked import Forked
 
 
 def test_a_run_stopped_half_way_and_resumed_ends_like_the_uninterrupted_one(
@@ -22,12 +23,12 @@ def test_a_run_stopped_half_way_and_resumed_ends_like_the_uninterrupted_one(
     words = ["train", "loss=akl", "mu=0.5", *SMALL, "train.max_steps=6", "train.log_every=2", "train.valid_every=3",
              "train.save_every=3", "name=akl", "hydra.run.dir=outputs/killed"]  # fmt: skip
     code = (
-        "import os, sys\nfrom kdrun.training import loop\nstep = loop.Loop.step\n"
+        "import os\nfrom kdrun.training import loop\nstep = loop.Loop.step\n"
         "def dying(self, number, **k):\n"
         "    if number == 4: os.kill(os.getpid(), 9)\n    return step(self, number, **k)\n"
-        "loop.Loop.step = dying\nsys.argv[0] = 'kdrun'\nfrom kdrun.cli import main\nmain()\n"
+        "loop.Loop.step = dying\nfrom kdrun.cli import main\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=workspace, capture_output=True, check=False)
+    done = Forked(code, *words, cwd=workspace).completed()
     assert done.returncode == -signal.SIGKILL
     folder = workspace / "outputs" / "killed"
     assert read_json(folder / "run.json")["status"] == "running"

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kdrun.native import compiled
+from tests.forked import Forked
 
 PROGRAM = """
 import logging
@@ -21,10 +21,14 @@ for _ in range(3):
 
 
 def run(cache: Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True,
-        env={**os.environ, "KDRUN_NATIVE_CACHE": str(cache), **environment},
-    )  # fmt: skip
+    done = start(cache, **environment).completed()
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def start(cache: Path, **environment: str) -> Forked:
+    environment = {**os.environ, "KDRUN_NATIVE_CACHE": str(cache), **environment}
+    return Forked(PROGRAM, cwd=Path.cwd(), environment=environment)
 
 
 def numbers(done: subprocess.CompletedProcess) -> list[float]:
@@ -56,12 +60,7 @@ def test_it_is_compiled_once_and_says_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("needs_compiler")
 def test_two_processes_that_compile_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
-    environment = {**os.environ, "KDRUN_NATIVE_CACHE": str(tmp_path)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         env=environment)
-        for _ in range(2)
-    ]  # fmt: skip
+    both = [start(tmp_path) for _ in range(2)]
     outputs = [process.communicate() for process in both]
     assert outputs[0] == outputs[1] and outputs[0][1] == ""
     assert len(list(tmp_path.iterdir())) == 1

@@ -10,6 +10,7 @@ import transformers as hf
 
 from kdrun.data.batch import make_batch
 from kdrun.losses import make_loss
+from kdrun.native.products import onednn_is_better
 from kdrun.planning import memory
 from kdrun.planning.training import Training, largest_micro_batch, remedies
 from kdrun.teachers.live import LiveTeacher
@@ -21,7 +22,8 @@ VOCABULARY = 600
 
 
 def gpt2(width: int) -> Any:
-    return hf.GPT2Config(vocab_size=VOCABULARY, n_embd=width, n_layer=3, n_head=2, n_positions=32)
+    return hf.GPT2Config(vocab_size=VOCABULARY, n_embd=width, n_layer=3, n_head=2, n_positions=32,
+                         bos_token_id=END, eos_token_id=END)  # fmt: skip
 
 
 def llama(width: int) -> Any:
@@ -43,6 +45,7 @@ def training(config: Any, teacher: Any, **changes: Any) -> Training:
 
 def real_peak(given: Training) -> int:
     """Bytes alive at the highest moment of the real step, counted at every operation."""
+    onednn_is_better()  # tries some products when it is asked for the first time
     ledger = memory._Ledger(0)
     rows = encoded(64)
     with ledger:
