@@ -32,7 +32,7 @@ test: setup
 # Peers to compare with, then every benchmark; tables and pictures in outputs/bench/.
 bench: setup
 	$(UV) -e '.[dev,bench]'
-	for which in loss objective step cache generate startup; do $(BIN)/kdrun bench $$which || exit 1; done
+	for which in loss objective step rollout cache generate startup; do $(BIN)/kdrun bench $$which || exit 1; done
 
 # Every claim of the literature that needs no large model; claims, tables and pictures in outputs/studies/.
 studies: setup

@@ -58,7 +58,10 @@ def complete(command: str, overrides: list[str]) -> list[str]:
             )
         check_recorded(run.record["overrides"], overrides, key=f"resume={folder}")
         here = f"hydra.run.dir={quote(str(run.path))}"
-        return [*run.record["overrides"], *overrides, here]
+        recorded = run.record["overrides"]
+        if value_of(overrides, "launch"):  # the old launch's settings are not the new one's
+            recorded = [word for word in recorded if key_of(word).split(".")[0] != "launch"]
+        return [*recorded, *overrides, here]
     if command == "evaluate" and (folder := value_of(overrides, "run")) and not value_of(overrides, "hydra.run.dir"):
         run = RunDirectory.open(folder, key="run")
         refuse_links_out(run.path, key=f"run={folder}")
@@ -230,7 +233,7 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
             near = explain.suggest(match[1], explain.known_keys(command, conf))
             return f"{match[1]}: not a config group of {command}{near}"
         choices = {group: value_of(words, group) or "" for group in explain.UNIONS}
-        defaults = {"loss": "akl", "teacher": "live", "rollout": "data"}
+        defaults = {"loss": "akl", "teacher": "live", "rollout": "data", "adapter": "none", "launch": "local"}
         choices |= {group: choices[group] or option for group, option in defaults.items()}
         return explain.unknown_key(match[1], command, conf, choices)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):

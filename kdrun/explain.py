@@ -20,6 +20,8 @@ UNIONS = {
     "pair": "kind",
     "data": "name",
     "teacher": "kind",
+    "adapter": "kind",
+    "launch": "kind",
     "bench": "name",
     "study": "name",
 }  # config node -> the key that tells its sections apart
@@ -46,7 +48,7 @@ def known_keys(command: str, conf: Path) -> dict[str, list[str]]:
             keys |= {f"{name}.{key}": [] for key in field.annotation.model_fields}
     if command == "train":
         keys["experiment"] = []
-    for group in ("loss", "rollout", "pair", "data", "teacher", "train", "eval", "track", "bench", "study"):
+    for group in (*UNIONS, "train", "eval", "track"):
         if group not in keys:
             continue
         for option in group_options(conf, group):

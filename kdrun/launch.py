@@ -36,9 +36,10 @@ from kdrun.config import (
     TrainConfig,
 )
 from kdrun.errors import UserError
-from kdrun.prepare import check, confirm_judge, make_missing_runs, make_missing_teachers, own_words
+from kdrun.prepare import check, compose_with_models, confirm_judge, make_missing_runs, make_missing_teachers, own_words
 from kdrun.runs.directory import disk_trouble
 from kdrun.runs.gpus import unseen_gpu
+from kdrun.runs.ranks import alone, num_ranks, rank
 from kdrun.runs.signals import exit_on_sigterm
 from kdrun.runs.sweep import held
 from kdrun.secrecy import without_secrets
@@ -100,6 +101,8 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if any(flag in NO_CHECK for flag in flags):
         return run_hydra(command, flags, typed, conf)
     options = answer(lambda: read_flags(flags))
+    if num_ranks() > 1 and (command != "train" or options.multirun):
+        answer(_refuse_ranks)
     of_runs: list[str] = []
     if command == "study":
         typed, of_runs = answer(lambda: own_words(typed))
@@ -111,7 +114,9 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     if options.multirun and options.cfg:
         answer(_refuse_cfg)
     overrides = answer(lambda: complete(command, [expand_short_key(word, command) for word in typed]))
-    cells = answer(lambda: compose_cells(command, overrides, options, conf), typed)
+    cells, overrides = answer(
+        lambda: compose_with_models(command, overrides, options, conf, weights=not options.cfg), typed
+    )
     if options.multirun:
         cells, overrides = answer(lambda: with_cached_teacher(cells, overrides, options, conf), typed)
         answer(lambda: check_sweep(cells, overrides, resuming=resuming), typed)
@@ -124,11 +129,15 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
             folder = Path(str(cells[0].composed.hydra.sweep.dir))
             begin(command, folder, flags, overrides, cells)
         if command == "train":
-            answer(
-                lambda: make_missing_teachers(
-                    cells, options.config_dir, conf, train=lambda words: launch("train", words, conf)
+            count = answer(lambda: _num_processes(cells), typed)
+            with alone():
+                answer(
+                    lambda: make_missing_teachers(
+                        cells, options.config_dir, conf, train=lambda words: launch("train", words, conf)
+                    )
                 )
-            )
+            if count > 1:
+                overrides = _among_ranks(words, cells[0], overrides, count)
         if command == "study":
             overrides = make_missing_runs(
                 cells[0], overrides, of_runs, sweep=lambda words: launch("train", ["--multirun", *words], conf)
@@ -141,9 +150,38 @@ def launch(command: str, words: Sequence[str], conf: Path) -> None:
     try:
         answer(lambda: run_hydra(command, flags, overrides, conf))
     except KeyboardInterrupt:
-        print("kdrun: interrupted", file=sys.stderr)
+        if not rank():
+            print("kdrun: interrupted", file=sys.stderr)
         sys.exit(130)
     return None
+
+
+def _num_processes(cells: Sequence[Cell]) -> int:
+    from kdrun.commands.launching import num_processes
+
+    counts = [num_processes(cell.config) for cell in cells if isinstance(cell.config, TrainConfig)]
+    if len(cells) > 1 and max(counts) > 1:
+        raise UserError("launch=: a sweep runs each cell in one process; type launch=local, or kdrun train for one run")
+    return counts[0]
+
+
+def _among_ranks(words: Sequence[str], cell: Cell, overrides: list[str], count: int) -> list[str]:
+    """The overrides of a rank: all have one run directory. A process that is no rank starts them, and ends with them."""
+    from kdrun.commands.launching import common_directory, run_ranks
+
+    directory = Path(str(cell.composed.hydra.run.dir))
+    if num_ranks() == 1:
+        here = [] if value_of(overrides, "resume") else [f"hydra.run.dir={quote(str(directory))}"]
+        kept = [word for word in words if key_of(word) != "hydra.run.dir"]
+        sys.exit(run_ranks([*kept, *here], count, directory))
+    assert isinstance(cell.config, TrainConfig)
+    directory = common_directory(directory, cell.config.train.device)
+    kept = [word for word in overrides if key_of(word) != "hydra.run.dir"]
+    return [*kept, f"hydra.run.dir={quote(str(directory))}"]
+
+
+def _refuse_ranks() -> None:
+    raise UserError(f"torchrun: of kdrun's commands only train runs in {num_ranks()} processes; start this one plainly")
 
 
 def _check_trust(cells: Sequence[Cell], typed: Sequence[str]) -> None:
@@ -172,7 +210,7 @@ def cache(words: Sequence[str], conf: Path) -> None:
     overrides = [expand_short_key(word) for word in typed]
     if not any(key_of(word) == "teacher" for word in overrides) and value_of(overrides, "rollout") not in TEXTS:
         overrides = ["teacher=cached", *overrides]
-    cells = answer(lambda: compose_cells("train", overrides, options, conf), typed)
+    cells, overrides = answer(lambda: compose_with_models("train", overrides, options, conf), typed)
     answer(lambda: _check_trust(cells, typed))
     answer(lambda: _refuse_live(cells))
     answer(lambda: check("train", cells, overrides, False), typed)
@@ -195,7 +233,7 @@ def doctor(words: Sequence[str], conf: Path, *, json: Path | None) -> None:
     if value_of(typed, "resume") is not None:
         answer(_refuse_resume)
     overrides = [expand_short_key(word) for word in typed]
-    cells = answer(lambda: compose_cells("train", overrides, read_flags(flags), conf), typed)
+    cells, overrides = answer(lambda: compose_with_models("train", overrides, read_flags(flags), conf), typed)
     answer(lambda: _check_trust(cells, typed))
     answer(lambda: check("train", cells, overrides, False), typed)
     from kdrun.commands.doctor import doctor as run
@@ -215,7 +253,9 @@ def plan(words: Sequence[str], conf: Path, *, gpu: str | None, utilisation: floa
     if value_of(typed, "resume") is not None:
         answer(_refuse_resume)
     overrides = [expand_short_key(word) for word in typed]
-    cells = answer(lambda: compose_cells("train", overrides, read_flags(flags), conf), typed)
+    cells, _ = answer(
+        lambda: compose_with_models("train", overrides, read_flags(flags), conf, weights=False), typed
+    )
     answer(lambda: _check_trust(cells, typed))
     from kdrun.commands.plan import plan as run
 
@@ -270,6 +310,8 @@ def run_job(composed: DictConfig) -> float | None:
     directory = Path(hydra.runtime.output_dir)
     group = Path(hydra.sweep.dir).name if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None
     log = logging.getLogger(__name__)
+    if rank():
+        _listen_to_rank_zero()
     if group is None:
         log.info("%s: %s", directory, " ".join(words))
         return answer(lambda: run_alone(config, directory, words))  # a user's mistake leaves here, in one line
@@ -286,6 +328,15 @@ def run_job(composed: DictConfig) -> float | None:
         raise
     finally:
         gc.collect()  # models lie in cycles, and the next cell wants their memory
+
+
+def _listen_to_rank_zero() -> None:
+    """One log: of another rank only warnings are shown."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            root.removeHandler(handler)
+        handler.setLevel(logging.WARNING)
 
 
 def run_alone(config: Section, directory: Path, words: list[str]) -> float:

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from kdrun.compose import Cell, search_words
+from kdrun.compose import Cell, compose_cells, search_words
 from kdrun.config import BenchConfig, EvaluateConfig, JudgeConfig, StudyConfig, TrainConfig
 from kdrun.config.study import HeadtailStudy
 from kdrun.errors import UserError
 from kdrun.words import key_of, quote, value_of
+
+
+def compose_with_models(
+    command: str, overrides: list[str], options: argparse.Namespace, conf: Path, *, weights: bool = True
+) -> tuple[list[Cell], list[str]]:
+    """Every cell composed, and the overrides: with words that put models of random weights, made now, in the place of
+    the pair's checkpoints where pair.random_init asks for it.
+
+    Args:
+        weights: false: their config.json and tokenizer alone are made.
+    """
+    cells = compose_cells(command, overrides, options, conf)
+    found = {repr(pair): cell.config for cell in cells if (pair := getattr(cell.config, "pair", None)) is not None}
+    if not any(getattr(config.pair, "random_init", False) for config in found.values()):  # type: ignore[attr-defined]
+        return cells, overrides
+    from kdrun.commands.preconditions import check_data
+    from kdrun.commands.random_init import is_random, random_models
+
+    if len(found) > 1:
+        raise UserError("pair.random_init=true: a sweep of random weights has one pair; leave pair out of its axes")
+    config: Any = next(iter(found.values()))
+    if is_random(config.pair.teacher) and is_random(config.pair.student):  # a run that goes on
+        return cells, overrides
+    check_data(config.data)
+    shapes = yaml.safe_load((conf / "pair" / "_shapes.yaml").read_text(encoding="utf-8"))
+    models = random_models(config.pair, shapes.get(config.pair.name, {}), weights=weights)
+    words = [f"pair.{role}={quote(str(folder))}" for role, folder in models.items()]
+    overrides = [*overrides, *words, "pair.sft=null"]
+    return compose_cells(command, overrides, options, conf), overrides
 
 
 def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool, *, resuming: bool = False) -> None:
@@ -33,7 +65,7 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
                 raise UserError("--multirun: judge takes all of runs=[DIR,...] at once; type it once for each judge")
             check_judge(config)
             continue
-        key = "".join(repr(getattr(config, group, None)) for group in ("data", "pair", "teacher", "rollout"))
+        key = "".join(repr(getattr(config, group, None)) for group in ("data", "pair", "teacher", "rollout", "adapter"))
         if getattr(getattr(config, "teacher", None), "topk", None) is not None:
             key += repr(config.loss)  # type: ignore[attr-defined]
         if key in seen:  # one look at each file, however many cells a sweep has
@@ -52,7 +84,7 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
         if multirun:
             raise UserError("resume=: continues one run here; type kdrun sweep resume=DIR to go on with a sweep")
         run = RunDirectory.open(config.resume, key="resume")
-        typed = {key_of(word) for word in overrides[len(run.record["overrides"]) :]}
+        typed = {key_of(word) for word in Counter(overrides) - Counter(run.record["overrides"])}
         check_resume(config, run, sorted(typed - {"resume", "hydra.run.dir"}))
         take(run.path, key=f"resume={config.resume}")
     elif multirun and (folder := value_of(overrides, "hydra.sweep.dir")) and not resuming:

@@ -1,7 +1,8 @@
 """Processes of their own that start in no time: forked from one that has torch and transformers already.
 
 Such a process has its own pid, environment, working directory and streams, and imports kdrun itself; only the five
-seconds of importing others' packages are spent once a worker. What hangs on a fresh interpreter is tested in one.
+seconds of importing others' packages are spent once a worker. What hangs on a fresh interpreter, or starts joblib's
+workers (they are waited for in another order at its end), is tested in one.
 """
 
 import atexit

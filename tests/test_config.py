@@ -1,6 +1,7 @@
 """Every file in conf/ and experiments/ composes and is allowed; the schema and the losses say the same."""
 
 import ast
+import functools
 import inspect
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def options(*groups: str) -> list[str]:
     return [f"{group}={name}" for group in groups for name in group_options(CONF, group)]
 
 
+@functools.cache
 def config_of(*words: str, command: str = "train") -> TrainConfig:
     return compose_cells(command, list(words), NO_FLAGS, CONF)[0].config
 

@@ -1,6 +1,5 @@
 """Mistakes at the command line: one line naming key, value, what is allowed; exit code 2; nothing heavy loaded."""
 
-import os
 import re
 import subprocess
 import sys

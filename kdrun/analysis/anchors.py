@@ -42,7 +42,8 @@ def _teachers(rows: Sequence[Row], students: Sequence[Row]) -> tuple[list[Row], 
         if row is None:
             label = "teacher" if len({r.settings["pair.teacher"] for r in students}) == 1 else f"teacher {reference}"
             made = read_row(RunDirectory.open(folder, key="pair.teacher")) if there and folder is not None else None
-            row = made or Row(Path(str(reference)), "teacher", "done", {"role": "teacher"}, {})
+            known = {"role": "teacher", "pair.random_init": mine[0].random_init}
+            row = made or Row(Path(str(reference)), "teacher", "done", known, {})
             row = replace(row, label=label, settings=row.settings | {"role": "teacher"})
             row = _with_what_students_know(row, mine)
             added.append(row)

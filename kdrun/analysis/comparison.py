@@ -37,6 +37,11 @@ class Row:
         return "teacher" if self.settings.get("role") == "teacher" else "student"
 
     @property
+    def random_init(self) -> bool:
+        """Whether random weights stand in the place of its checkpoints: its numbers say nothing of a method."""
+        return self.settings.get("pair.random_init") is True
+
+    @property
     def fine_tuned(self) -> bool:
         """Whether this is a student trained on the data alone (loss=sft)."""
         return self.role == "student" and self.settings.get("loss.name") == "sft"
@@ -157,6 +162,8 @@ def differing_settings(rows: Sequence[Row]) -> list[str]:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Every metric and every setting that differs, one line a run, with the run's folder last."""
     settings = differing_settings(rows)
+    if any(row.random_init for row in rows) and "pair.random_init" not in settings:
+        settings.append("pair.random_init")
     metrics = sorted({name for row in rows for name in row.metrics})
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:

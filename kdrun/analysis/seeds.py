@@ -71,6 +71,7 @@ def group_by_seed(rows: Sequence[Row]) -> list[Group]:
             key = (*same, turn)
         members.setdefault(key, []).append(row)
     groups = [_group(tuple(found)) for found in members.values()]
+    groups = [replace(g, label=f"{g.label} (random weights)") if g.rows[0].random_init else g for g in groups]
     labels = [group.label for group in groups]
     return [
         group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 
-from kdrun.canaries import cached, gradient, objective, texts
+from kdrun.canaries import cached, gradient, objective, texts, written
 from kdrun.canaries.finding import Finding
 from kdrun.canaries.patient import Patient
 
@@ -29,6 +29,7 @@ CANARIES: tuple[tuple[str, Callable[[Patient], Finding], str], ...] = (
     ("gradient", gradient.step_is_the_textbooks, ""),
     ("micro-batches", gradient.micro_batches_agree, "loss"),
     ("processes", gradient.processes_agree, "loss"),
+    ("own text", written.own_text_is_scored_whole, ""),
     ("taid", gradient.taid_moves_once_a_step, "teacher"),
 )
 

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdrun.config import Data, Evaluation, HubData, JsonlData, Loss, Pair, ScratchPair, TrainConfig, loss_parameters
+from kdrun.commands.preconditions import check_quantised
+from kdrun.config import (
+    Data,
+    Evaluation,
+    HubData,
+    JsonlData,
+    Lora,
+    Loss,
+    Pair,
+    ScratchPair,
+    TrainConfig,
+    loss_parameters,
+)
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.examples import Example, Splits
 from kdrun.data.sources import load_splits
@@ -18,7 +30,8 @@ from kdrun.data.stored import encode_once
 from kdrun.data.suites import load_suite, suite_name
 from kdrun.data.template import render_prompt
 from kdrun.errors import UserError
-from kdrun.models.loading import load_model, load_tokenizer
+from kdrun.models.adapters import Adapted, add_adapter
+from kdrun.models.loading import load_model, load_tokenizer, save_model
 from kdrun.models.scratch import load_scratch_tokenizer, make_model, train_tokenizer
 from kdrun.models.vocabulary import shared_rows
 
@@ -139,32 +152,90 @@ def run_sets(config: TrainConfig, splits: Splits, tokenizer: Any, *, needs_teach
 
 @dataclass
 class Models:
-    """The model that is trained or evaluated, and the tokenizer of the run."""
+    """The model that is trained or evaluated, and the tokenizer of the run; adapter: those of the model, if any."""
 
     tokenizer: Any
     student: Any
+    adapter: Adapted | None = None
 
 
-def build_models(pair: Pair, data: Data, splits: Splits, *, role: str, seed: int, start: str | None = None) -> Models:
+def build_models(
+    pair: Pair, data: Data, splits: Splits, *, role: str, seed: int, start: str | None = None, **quantised: Any
+) -> Models:
     """The model to train, on the CPU.
 
     Args:
         role: student, or teacher (then `student` of the result is the teacher that is fine-tuned).
         start: a checkpoint to take the trained model from, instead of the pair's start.
+        quantised: bits and products of `load_model`, for a pair of checkpoints.
     """
     if isinstance(pair, ScratchPair):
         return Models(*_scratch_start(pair, data, splits, role=role, seed=seed, start=start))
     reference, remote = getattr(pair, role), pair.trust_remote_code
     tokenizer = load_tokenizer(reference, key=f"pair.{role}", trust_remote_code=remote)
-    return Models(tokenizer, load_model(start or reference, key=f"pair.{role}", trust_remote_code=remote))
+    model = load_model(start or reference, key=f"pair.{role}", trust_remote_code=remote, **quantised)
+    return Models(tokenizer, model)
+
+
+def run_models(
+    config: TrainConfig, splits: Splits, *, device: str, resumed: Path | None
+) -> tuple[Models, dict[str, Any]]:
+    """The model that a run trains, with its adapter if it has one, and what run.json says of them.
+
+    Args:
+        resumed: the model's folder in the checkpoint that the run goes on from: of the adapter alone, where one is.
+    """
+    if not isinstance(config.adapter, Lora):
+        start = None if resumed is None else str(resumed)
+        models = build_models(config.pair, config.data, splits, role=config.role, seed=config.seed, start=start)
+        return models, {"student_start": describe(models.student)}
+    quantised: dict[str, Any] = {}
+    if config.adapter.quantise is not None:
+        products = choose_precision(config.train.precision, device)
+        quantised = {"bits": int(config.adapter.quantise[0]), "products": products}
+    models = build_models(config.pair, config.data, splits, role=config.role, seed=config.seed, **quantised)
+    base = describe(models.student)
+    models.adapter = _with_adapter(models.student, config, resumed)
+    trainable = sum(p.numel() for p in models.student.parameters() if p.requires_grad)
+    return models, {"student_start": base | {"trainable_parameters": trainable}, "base": {"sha256": base["sha256"]}}
+
+
+def _with_adapter(model: Any, config: TrainConfig, folder: Path | None) -> Adapted:
+    values = config.adapter.model_dump(include={"r", "alpha", "dropout", "targets"})
+    adapted = add_adapter(model, seed=config.seed, **values)
+    if folder is not None:
+        adapted.load(folder)
+    return adapted
+
+
+def save_trained(models: Models, config: TrainConfig, folder: Path) -> None:
+    """Write the trained model and its tokenizer; adapters are merged into it, and lie beside it in adapter/."""
+    if models.adapter is None:
+        return save_model(models.student, models.tokenizer, folder)
+    models.adapter.save_pretrained(folder / "adapter")
+    merged = models.adapter
+    if isinstance(config.adapter, Lora) and config.adapter.quantise is not None:  # in 4 bits most of it would be lost
+        key, remote = f"pair.{config.role}", bool(getattr(config.pair, "trust_remote_code", False))
+        whole = load_model(getattr(config.pair, config.role), key=key, trust_remote_code=remote)
+        merged = _with_adapter(whole, config, folder / "adapter")
+    return save_model(merged.model, models.tokenizer, folder, weights=merged.merge())
 
 
 def load_teacher(
-    reference: str, tokenizer: Any, student: Any, *, dtype: str, trust_remote_code: bool, key: str = "pair.teacher"
+    reference: str,
+    tokenizer: Any,
+    student: Any,
+    *,
+    dtype: str,
+    trust_remote_code: bool,
+    key: str = "pair.teacher",
+    bits: int | None = None,
 ) -> tuple[Any, int]:
     """A teacher model and the vocabulary rows that it shares with the student."""
+    if bits is not None:
+        check_quantised("pair.teacher_bits", bits)
     theirs = load_tokenizer(reference, key=key, trust_remote_code=trust_remote_code)
-    teacher = load_model(reference, key=key, dtype=dtype, trust_remote_code=trust_remote_code)
+    teacher = load_model(reference, key=key, dtype=dtype, trust_remote_code=trust_remote_code, bits=bits)
     rows = shared_rows(
         theirs,
         tokenizer,

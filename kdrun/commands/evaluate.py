@@ -8,6 +8,7 @@ from typing import Any
 
 from kdrun.commands.assembly import Models, choose_device, evaluation_sets, relative
 from kdrun.commands.preconditions import recorded_parts
+from kdrun.commands.random_init import random_mark
 from kdrun.commands.scoring import evaluate_model
 from kdrun.commands.teachers import RunTeacher, load_live
 from kdrun.config import Data, EvaluateConfig, Pair, PretrainedPair
@@ -23,7 +24,7 @@ def evaluate(config: EvaluateConfig, directory: Path, *, overrides: Sequence[str
     resolved = config.model_dump(mode="json")
     run = RunDirectory.start(
         directory, command="evaluate", config=resolved, overrides=overrides,
-        extra={"name": config.name, "subject": subject.reference, "role": config.role},
+        extra={"name": config.name, "subject": subject.reference, "role": config.role, **random_mark(subject.pair)},
     )  # fmt: skip
     with run.recorded():
         quiet_libraries()

@@ -61,8 +61,6 @@ def _training(config: TrainConfig, *, precision: str) -> tuple[Training, list[st
     # of a lossy cache, and of an exact one that only the validation asks, next to nothing is in memory
     held = not cached or (needs and config.teacher.topk is None)  # type: ignore[union-attr]
     lengths, scored, assumed = _rows(config, splits, tokenizer)
-    if config.rollout.name != "data":
-        said.append(f"rollout={config.rollout.name}: counted as if its text were the data's; writing it is not counted")
     settings = config.train
     return Training(
         student=_model_config(config, config.role, tokenizer),
@@ -72,7 +70,19 @@ def _training(config: TrainConfig, *, precision: str) -> tuple[Training, list[st
         batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=config.seed,
         precision=precision, teacher_dtype=teacher_dtype(config.pair),  # type: ignore[arg-type]
         checkpointing=settings.gradient_checkpointing, chunk_tokens=settings.chunk_tokens,
-    ), [*said, *assumed]  # fmt: skip
+    ), [*said, *assumed, *_bounds(config)]  # fmt: skip
+
+
+def _bounds(config: TrainConfig) -> list[str]:
+    """What of a config is not modelled, and what it is counted as."""
+    found = []
+    if config.rollout.name != "data":
+        found.append(f"rollout={config.rollout.name}: as if its text were the data's; writing it is not counted")
+    if config.adapter.kind != "none":
+        found.append("adapter: as if all weights were trained, an upper bound")
+    if (bits := getattr(config.pair, "teacher_bits", None)) is not None:
+        found.append(f"pair.teacher_bits={bits}: as if it were null, an upper bound of the memory")
+    return found
 
 
 def _data(config: TrainConfig) -> tuple[Splits | None, Any, list[str]]:
@@ -186,7 +196,8 @@ def _on(machine: Machine, training: Training, utilisation: float) -> dict[str, A
     return {
         **asdict(machine), "precision": training.precision, "bytes": memory,
         "fits": memory["peak"] <= machine.memory_bytes,
-        "remedies": dict(sorted(found.items(), key=lambda item: item[1])), "seconds": seconds,
+        "remedies": {word: peak for word, peak in sorted(found.items(), key=lambda item: item[1])
+                     if peak < memory["peak"]}, "seconds": seconds,
         "kwh": None if machine.watts is None else machine.watts * seconds / 3.6e6,
     }  # fmt: skip
 
@@ -227,9 +238,8 @@ def _show(facts: dict[str, Any]) -> None:
         + ")\n"
     )
     machines = facts["machines"]
-    names = dict.fromkeys(name for machine in machines for name in machine["bytes"])
-    lines = [[LABELS.get(name, name), *(spell_bytes(m["bytes"][name]) if name in m["bytes"] else "" for m in machines)]
-             for name in names if any(m["bytes"].get(name) for m in machines)]  # fmt: skip
+    lines = [[LABELS.get(name, name), *(spell_bytes(size) if (size := m["bytes"][name]) else "" for m in machines)]
+             for name in machines[0]["bytes"] if any(m["bytes"][name] for m in machines)]  # fmt: skip
     lines.append(["memory there", *(spell_bytes(m["memory_bytes"]) for m in machines)])
     lines.append(["fits", *("yes" if m["fits"] else "NO" for m in machines)])
     lines.append(["rate", *(f"{m['flops'][m['precision']] / 1e12:.3g} TFLOP/s {m['precision']}" for m in machines)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kdrun.config import (
     Evaluation,
     HubData,
     JsonlData,
+    Lora,
     Pair,
     PretrainedPair,
     ScratchPair,
@@ -27,6 +29,7 @@ from kdrun.errors import UserError
 from kdrun.models.folder import check_model, read_tokenizer
 from kdrun.models.loading import locate
 from kdrun.runs.directory import RunDirectory, flatten
+from kdrun.runs.gpus import visible_gpus
 
 # What a teacher that kdrun made must have in common with a run that takes it.
 MADE_FOR = {
@@ -46,6 +49,7 @@ def check_train(config: TrainConfig) -> None:
     cached = isinstance(config.teacher, CachedTeacher)
     check_data(config.data, tokenizer=None if missing else _tokenizer_file(config))
     check_teacher(config)
+    check_libraries(config)
     if getattr(config.rollout, "server", None) is not None:
         from kdrun.generation.endpoint import read_key
 
@@ -75,6 +79,36 @@ def _tokenizer_file(config: TrainConfig) -> Path | None:
         return None if pair.tokenizer is None else Path(pair.tokenizer) / "tokenizer.json"
     path = Path(locate(getattr(pair, role), key=f"pair.{role}")) / "tokenizer.json"
     return path if path.is_file() else None
+
+
+def check_libraries(config: TrainConfig) -> None:
+    """peft and bitsandbytes are there, and a GPU for the second, where the run asks for them.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if isinstance(adapter := config.adapter, Lora):
+        if find_spec("peft") is None:
+            raise UserError("adapter.kind=lora: needs peft; type pip install 'kdrun[lora]', or adapter=none")
+        if adapter.quantise is not None:
+            check_quantised("adapter.quantise", adapter.quantise, device=config.train.device)
+    bits = getattr(config.pair, "teacher_bits", None)
+    if bits is not None and config.role == "student" and not isinstance(config.teacher, CachedTeacher):
+        check_quantised("pair.teacher_bits", bits, device=config.train.device)
+
+
+def check_quantised(key: str, value: object, *, device: str = "auto") -> None:
+    """bitsandbytes is there, and a CUDA GPU that `device` allows.
+
+    Raises:
+        UserError: naming `key`, when one is not.
+    """
+    cuda = device.startswith(("auto", "cuda"))
+    if not cuda or not visible_gpus():
+        why = "there is none here" if cuda else f"train.device={device} is none"
+        raise UserError(f"{key}={value}: bitsandbytes needs a CUDA GPU, and {why}; type {key}=null")
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"{key}={value}: needs bitsandbytes; type pip install 'kdrun[quantise]', or {key}=null")
 
 
 def check_teacher(config: TrainConfig) -> None:
@@ -264,7 +298,7 @@ def check_resume(config: TrainConfig, run: RunDirectory, named: list[str]) -> No
         why = "name what to change (train.max_steps=N)" if whole else "it kept no checkpoints (train.save_every)"
         raise UserError(f"resume={run.path}: this run is done; to train it further, {why}")
     before, now = flatten(run.config()), flatten(config.model_dump(mode="json"))
-    ignored = {"resume", "name", *named}
+    ignored = {"resume", "name", "launch", *named}
     differ = sorted(
         k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and not {k, k.split(".")[0]} & ignored
     )
@@ -279,7 +313,7 @@ def check_resume(config: TrainConfig, run: RunDirectory, named: list[str]) -> No
 # What a run is made of, as run.json has it, and the groups whose words change it on purpose.
 MATERIAL = {
     ("data", "sha256"): "data", ("data", "valid_sha256"): "data",
-    ("teacher", "sha256"): "pair", ("teacher", "weights_sha256"): "pair",
+    ("teacher", "sha256"): "pair", ("teacher", "weights_sha256"): "pair", ("base", "sha256"): "pair",
 }  # fmt: skip
 
 

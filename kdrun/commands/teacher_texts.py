@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kdrun.commands.assembly import Models
-from kdrun.commands.teachers import found_weights, free_memory, live_teacher, shared_with, teacher_dtype
+from kdrun.commands.teachers import found_weights, free_memory, live_teacher, shared_with, teacher_form
 from kdrun.config import TrainConfig
 from kdrun.config.rollouts import TeacherText
 from kdrun.data.encoding import EncodedSet
@@ -90,7 +90,7 @@ class TeacherTexts:
                     pair, memory=Path(section.directory) / "hashes.json",
                     otherwise="it can write nothing, and nothing says which texts are its own; put them there",
                 ),
-                "dtype": teacher_dtype(pair), "vocabulary": shared_with(pair, self.models)[2],
+                "dtype": teacher_form(pair), "vocabulary": shared_with(pair, self.models)[2],
                 "sampling": resolved_settings(self.sampling),
             }  # fmt: skip
         else:
@@ -99,7 +99,7 @@ class TeacherTexts:
                 "vocabulary": len(tokenizer), "sampling": {**asdict(self.sampling), "sampler": "the server's"},
             }  # fmt: skip
         return {
-            "kind": "texts", "format": 1, **by, "samples": section.samples, "seed": self.config.seed,
+            "kind": "texts", "format": 1, **by, "samples": section.samples, "seed": self.section.seed,
             "prompts_sha256": prompts_of(self.rows).fingerprint(), "tokenizer_sha256": tokenizer_sha256(tokenizer),
             "max_tokens": self.config.data.max_tokens, "torch": metadata.version("torch").partition("+")[0],
             "transformers": metadata.version("transformers"),
@@ -148,7 +148,7 @@ class TeacherTexts:
             return generate(
                 teacher.model, [rows.prompt(row).tolist() for row in block], self.sampling, mixed_with=alone,
                 eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=self.section.batch_size,
-                seed=[config.seed, STREAM, sample], indices=block, limits=[self.limits[row] for row in block], advance=advance,
+                seed=[self.section.seed, STREAM, sample], indices=block, limits=[self.limits[row] for row in block], advance=advance,
             )  # fmt: skip
 
         return write
@@ -166,7 +166,7 @@ class TeacherTexts:
             concurrency=section.batch_size,
         )  # fmt: skip
         return server_writer(
-            endpoint, self.rows, self.models.tokenizer, self.sampling, seed=self.config.seed, limits=self.limits,
+            endpoint, self.rows, self.models.tokenizer, self.sampling, seed=self.section.seed, limits=self.limits,
             say=self.say,
         )  # fmt: skip
 

@@ -79,6 +79,7 @@ def live_teacher(
     model, shared = load_teacher(
         reference, models.tokenizer, models.student, dtype=teacher_dtype(pair),
         trust_remote_code=bool(getattr(pair, "trust_remote_code", False)), key=key,
+        bits=getattr(pair, "teacher_bits", None),
     )  # fmt: skip
     if max_tokens is not None:
         check_context(model, max_tokens, role="teacher")
@@ -105,6 +106,12 @@ def load_live(
 def teacher_dtype(pair: Pair | None) -> str:
     """fp32, bf16 or fp16: how the pair's teacher is loaded."""
     return str(getattr(pair, "teacher_dtype", "fp32"))
+
+
+def teacher_form(pair: Pair | None) -> str:
+    """What the teacher's weights became when it was loaded: its dtype, and the bits of its matrices if fewer."""
+    bits = getattr(pair, "teacher_bits", None)
+    return teacher_dtype(pair) + (f"-{bits}bit" if bits else "")
 
 
 def check_context(model: Any, max_tokens: int, *, role: str) -> None:
@@ -209,7 +216,7 @@ class Caches:
             config_sha256=file_sha256(folder / "config.json"),
             weights_sha256=weights,
             tokenizer_sha256=tokenizer_sha256(self.models.tokenizer),  # the teacher's means the same by each id
-            dtype=teacher_dtype(self.pair),
+            dtype=teacher_form(self.pair),
             topk=self.source.topk,
             vocabulary=None if self.source.topk is None else self.shared,
             template=self.data.template,
@@ -277,7 +284,7 @@ class Caches:
         from kdrun.teachers.cached import HEAD, save_head
 
         rows = [self.sets[name] for name in names]
-        element, topk = ELEMENT_BYTES[self.identity.dtype], self.identity.topk
+        element, topk = ELEMENT_BYTES[teacher_dtype(self.pair)], self.identity.topk
         row_bytes = self.width * element if topk is None else bytes_per_token(topk, self.shared)
         no_head = topk is not None or (self.group / HEAD).exists()  # buckets are normalised already
         head_bytes = 0 if no_head else self.vocabulary * self.width * element

@@ -13,18 +13,19 @@ from uuid import uuid4
 from kdrun.commands.assembly import (
     Models,
     RunSets,
-    build_models,
     choose_device,
     choose_precision,
     chosen_loss,
     cpu_threads,
-    describe,
     load_data,
     relative,
+    run_models,
     run_sets,
+    save_trained,
 )
 from kdrun.commands.doctor import check_start
 from kdrun.commands.preconditions import check_material
+from kdrun.commands.random_init import random_mark
 from kdrun.commands.rollouts import build_rollout, with_teacher_text
 from kdrun.commands.scoring import check_room, evaluate_model
 from kdrun.commands.teachers import (
@@ -39,11 +40,12 @@ from kdrun.commands.teachers import (
 from kdrun.config import CachedTeacher, TrainConfig
 from kdrun.data.encoding import EncodedSet
 from kdrun.data.unicode_names import unidata_version
-from kdrun.models.loading import quiet_libraries, save_model
+from kdrun.models.loading import quiet_libraries
 from kdrun.runs.directory import MetricsFile, RunDirectory, drop_lines_after, write_json
 from kdrun.runs.folders import remove_leftovers, replace_folder
 from kdrun.runs.progress import progress
-from kdrun.runs.signals import HeldSignals
+from kdrun.runs.ranks import from_rank_zero, num_ranks, rank
+from kdrun.runs.signals import HeldSignals, SharedSignals
 from kdrun.runs.sweep import objective
 from kdrun.runs.tracker import Tracker
 from kdrun.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
@@ -62,7 +64,7 @@ def train(config: TrainConfig, directory: Path, *, overrides: Sequence[str], gro
         command="train",
         config=config.model_dump(mode="json"),
         overrides=_without_resume(overrides),
-        extra={"name": config.name, "group": group},
+        extra={"name": config.name, "group": group, **random_mark(config.pair)},
     )
     with run.recorded(), cpu_threads(config.train.threads):
         return Training(config, run, group=group).run_all()
@@ -80,12 +82,16 @@ class Training:
         self.config, self.run, self.group = config, run, group
         self.checkpoints = run.path / "checkpoints"
         self.attempts: list[dict[str, Any]] = run.record["attempts"]
-        self.run_id = next((earlier["run_id"] for earlier in self.attempts if "run_id" in earlier), uuid4().hex)
-        run.note(run_id=self.run_id)
-        remove_leftovers(run.path)
-        self.resumed: Checkpoint | None = newest_checkpoint(self.checkpoints, run=self.run_id)
+        self.run_id, self.resumed = from_rank_zero(self._look_back)
         self.metrics: dict[str, Any] = {}
         self.validated: dict[int, float] = {}  # steps -> the student's NLL
+
+    def _look_back(self) -> tuple[str, Checkpoint | None]:
+        """The run's id, and the checkpoint that it goes on from."""
+        run_id = next((earlier["run_id"] for earlier in self.attempts if "run_id" in earlier), uuid4().hex)
+        self.run.note(run_id=run_id)
+        remove_leftovers(self.run.path)
+        return run_id, newest_checkpoint(self.checkpoints, run=run_id)
 
     def run_all(self) -> float:
         """Load, check, train, save, validate, evaluate; the run directory holds everything at the end."""
@@ -97,10 +103,8 @@ class Training:
         torch.manual_seed(config.seed)
         splits = load_data(config.data)
         loss = chosen_loss(config.loss)
-        models = build_models(
-            config.pair, config.data, splits, role=config.role, seed=config.seed,
-            start=str(self.resumed.student) if self.resumed else None,
-        )  # fmt: skip
+        resumed = self.resumed.student if self.resumed else None
+        models, loaded = run_models(config, splits, device=device, resumed=resumed)
         check_context(models.student, config.data.max_tokens, role="student")
         sets = run_sets(config, splits, models.tokenizer, needs_teacher=loss.needs_teacher)
         prompts = sets.train
@@ -110,7 +114,7 @@ class Training:
         head = preflight(models.student, prompts, pad_id=models.tokenizer.pad_token_id, name="student")
         accelerator = self._accelerator(device)
         teacher = self._teacher(models, sets, device=accelerator.device)
-        self._note(models, teacher, rows, valid, text)
+        self._note(loaded, teacher, rows, valid, text)
         # A cache of text that the teacher wrote knows nothing of the data's rows, which the canaries look at.
         other_rows = bool(text) and isinstance(config.teacher, CachedTeacher)
         taught = teacher.sets.get("train") if loss.needs_teacher and not other_rows else None
@@ -120,6 +124,8 @@ class Training:
         try:
             self._optimise(models, teacher, loss, rows=rows, valid=valid, tracker=tracker, accelerator=accelerator)
             self.metrics["train_s"] = round(time.monotonic() - started, 2)
+            if rank():
+                return float("nan")  # the rest is rank 0's
             if config.evaluate:
                 summary = evaluate_model(
                     models, sets.evaluated, config.data, config.eval, device=device, tracker=tracker,
@@ -170,7 +176,7 @@ class Training:
         return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
     def _note(
-        self, models: Models, teacher: RunTeacher, rows: EncodedSet, valid: EncodedSet, text: dict[str, Any]
+        self, loaded: dict[str, Any], teacher: RunTeacher, rows: EncodedSet, valid: EncodedSet, text: dict[str, Any]
     ) -> None:
         """What was really loaded, into run.json."""
         facts: dict[str, Any] = {
@@ -184,7 +190,7 @@ class Training:
                 "valid_rows": len(valid),
                 "valid_sha256": valid.fingerprint(),
             },
-            "student_start": describe(models.student),
+            **loaded,
         }
         if teacher.sets:
             facts["teacher"] = teacher.facts
@@ -217,10 +223,12 @@ class Training:
 
     def _save(self, models: Models) -> None:
         """The trained model, in student/ or teacher/; an earlier one of a resumed run goes when it is whole."""
+        if rank():
+            return
         folder = self.run.path / self.config.role
         aside = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)
-        save_model(models.student, models.tokenizer, aside)
+        save_trained(models, self.config, aside)
         replace_folder(aside, folder)
 
     # -- the optimisation ---------------------------------------------------------------------------------------------
@@ -245,7 +253,8 @@ class Training:
         from kdrun.training.optimizer import learning_rate, make_optimizer
 
         settings, tokenizer = self.config.train, models.tokenizer
-        torch.manual_seed(self.config.seed)  # dropout must not depend on how the teacher came to be
+        # Dropout must not depend on how the teacher came to be, and no two ranks drop alike.
+        torch.manual_seed(self.config.seed + (rank() << 32))
         models.student.to(accelerator.device).train()
         if settings.gradient_checkpointing:
             models.student.gradient_checkpointing_enable()
@@ -275,7 +284,8 @@ class Training:
         )  # fmt: skip
         start, earlier_s = self._restore(optimizer, loss, loop)
         file = MetricsFile(self.run.path / "metrics.jsonl")
-        begun, saved, held = time.monotonic() - earlier_s, start, HeldSignals()
+        begun, saved = time.monotonic() - earlier_s, start
+        held = SharedSignals() if num_ranks() > 1 else HeldSignals()
 
         def report(step: int, values: dict[str, float], part: str = "train") -> None:
             values = {f"{part}/{name}": value for name, value in values.items()}
@@ -300,8 +310,8 @@ class Training:
                 "validated": step in self.validated,
             }  # fmt: skip
             save_checkpoint(
-                self.checkpoints, step, run=self.run_id, model=models.student, tokenizer=tokenizer, optimizer=optimizer,
-                state=state, keep=settings.keep_checkpoints,
+                self.checkpoints, step, run=self.run_id, model=models.adapter or models.student, tokenizer=tokenizer,
+                optimizer=optimizer, state=state, keep=settings.keep_checkpoints,
             )  # fmt: skip
             saved = step
 
@@ -328,11 +338,14 @@ class Training:
         except (KeyboardInterrupt, SystemExit):
             if loop.steps_done > saved and not held.broken:
                 save(loop.steps_done)
-            if saved:
+            if rank():
+                self.run.await_end()
+            elif saved:
                 log.info("stopped; kdrun train resume=%s goes on after step %d", relative(self.run.path), saved)
             raise
         finally:
             file.close()
+            held.close()
         models.student.eval()
         self.metrics |= {"steps": num_steps, "loop_s": round(time.monotonic() - begun, 2)}
 
@@ -340,7 +353,7 @@ class Training:
         """Go on from the checkpoint of a resumed run; returns the steps done and the seconds that they took."""
         step = self.resumed.step if self.resumed else 0
         if self.config.resume:  # of step 0, the lines are made again when there is no checkpoint
-            for line in drop_lines_after(self.run.path / "metrics.jsonl", step or -1):
+            for line in from_rank_zero(lambda: drop_lines_after(self.run.path / "metrics.jsonl", step or -1)):
                 values = {name: value for name, value in line.items() if "/" in name}
                 self.metrics |= values
                 self.validated |= {line["step"]: line["valid/nll"]} if "valid/nll" in line else {}

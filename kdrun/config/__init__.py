@@ -4,6 +4,7 @@ Unknown keys and missing keys are errors; a validated config is frozen. Nothing 
 typing error is answered at once.
 """
 
+from kdrun.config.adapters import Lora
 from kdrun.config.bench import BenchConfig
 from kdrun.config.commands import CONFIGS, EvaluateConfig, TrainConfig
 from kdrun.config.evaluation import Evaluation
@@ -28,6 +29,7 @@ __all__ = [
     "JsonlData",
     "JudgeConfig",
     "LiveTeacher",
+    "Lora",
     "Loss",
     "Pair",
     "PretrainedPair",

@@ -6,9 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdrun.config.adapters import Adapter, Lora
 from kdrun.config.bench import BenchConfig
 from kdrun.config.evaluation import Evaluation
 from kdrun.config.judge import JudgeConfig
+from kdrun.config.launching import Launch
 from kdrun.config.losses import Loss
 from kdrun.config.parts import Data, Pair, ScratchPair, Track, Train
 from kdrun.config.rollouts import AdaptiveText, Drawn, Rollout
@@ -40,9 +42,11 @@ class TrainConfig(Section):
     rollout: Rollout
     data: Data
     teacher: TeacherSource
+    adapter: Adapter
     train: Train
     eval: Evaluation
     track: Track
+    launch: Launch
 
     @property
     def student_writes(self) -> bool:
@@ -57,6 +61,15 @@ class TrainConfig(Section):
             raise ValueError(
                 f"data.max_tokens={self.data.max_tokens}: must be at most pair.context={self.pair.context}, "
                 "the positions that the models have"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def there_is_something_to_quantise(self) -> Self:
+        if isinstance(self.pair, ScratchPair) and isinstance(self.adapter, Lora) and self.adapter.quantise:
+            raise ValueError(
+                f"adapter.quantise={self.adapter.quantise}: pair={self.pair.name} starts from weights that kdrun "
+                "makes, in float32; type adapter.quantise=null, or a pair of checkpoints"
             )
         return self
 

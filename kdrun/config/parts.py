@@ -42,7 +42,11 @@ class ScratchPair(Section):
 
 
 class PretrainedPair(Section):
-    """Two checkpoints: hub names, local folders or run directories. `sft` is a published fine-tuned student, if any."""
+    """Two checkpoints: hub names, local folders or run directories. `sft` is a published fine-tuned student, if any.
+
+    `teacher_bits`: of the teacher's matrices but its head, on a GPU; null: all in teacher_dtype. `random_init`: random
+    weights in the checkpoints' shapes, of at most `layers` layers, with the tokenizer in the folder `tokenizer`.
+    """
 
     kind: Literal["pretrained"]
     name: Name
@@ -50,7 +54,18 @@ class PretrainedPair(Section):
     student: str
     sft: str | None
     teacher_dtype: Literal["fp32", "bf16", "fp16"]
+    teacher_bits: Literal[8, 4] | None = None  # a run of an earlier kdrun has no such key
     trust_remote_code: bool
+    random_init: bool = False
+    layers: Count | None = None
+    tokenizer: str | None = None
+
+    @model_validator(mode="after")
+    def only_random_weights_have_other_shapes(self) -> Self:
+        for key in ("layers", "tokenizer"):
+            if (value := getattr(self, key)) is not None and not self.random_init:
+                raise ValueError(f"pair.{key}={value}: the checkpoints say it; leave it out, or type pair.random_init=true")
+        return self
 
 
 Pair = Annotated[ScratchPair | PretrainedPair, Field(discriminator="kind")]

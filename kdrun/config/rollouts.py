@@ -28,7 +28,8 @@ class Drawn(Section):
 
 
 class TeacherText(Drawn):
-    """What the teacher wrote before the training (SeqKD), `samples` answers to each prompt, kept in `directory`.
+    """What the teacher wrote before the training (SeqKD), `samples` answers to each prompt, kept in `directory`; drawn
+    with a `seed` of their own, so that runs of several seeds read the same text.
 
     `server`: the address of an OpenAI-compatible endpoint that writes them, up to /completions, of the model
     `server_model`; null: the teacher is loaded. `key_env`: the environment variable with its key.
@@ -36,6 +37,7 @@ class TeacherText(Drawn):
 
     name: Literal["teacher"]
     samples: Count
+    seed: CountOrZero
     directory: str
     server: str | None
     server_model: str | None

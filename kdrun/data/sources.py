@@ -2,8 +2,9 @@
 
 import logging
 from collections import Counter
+from functools import cache
 
-from kdrun.data.examples import Splits, count_shared_prompts, fill_splits, split_by_hash, split_of
+from kdrun.data.examples import Example, Splits, count_shared_prompts, fill_splits, split_by_hash, split_of
 from kdrun.errors import UserError
 
 SOURCES = ("unicode", "docstrings", "jsonl", "dolly", "ultrachat")
@@ -68,14 +69,8 @@ def _refuse_empty(name: str, path: str | None, *, num_train: int, num_valid: int
 
 def _load(name: str, path: str | None, valid_path: str | None, test_path: str | None, revision: str | None) -> Splits:
     match name:
-        case "unicode":
-            from kdrun.data.unicode_names import unicode_names
-
-            return split_by_hash(unicode_names())
-        case "docstrings":
-            from kdrun.data.docstrings import docstring_pairs
-
-            return split_by_hash(docstring_pairs())
+        case "unicode" | "docstrings":
+            return split_by_hash(_made(name))
         case "jsonl":
             return _load_jsonl(path, valid_path, test_path)
         case "dolly":
@@ -86,6 +81,18 @@ def _load(name: str, path: str | None, valid_path: str | None, test_path: str | 
             from kdrun.data.hub import load_ultrachat
 
             return load_ultrachat(path, revision=revision)
+
+
+@cache
+def _made(name: str) -> tuple[Example, ...]:
+    """The whole of a set that is made on the spot, once a process: a sweep's cells share the 8 s of docstrings."""
+    if name == "unicode":
+        from kdrun.data.unicode_names import unicode_names
+
+        return tuple(unicode_names())
+    from kdrun.data.docstrings import docstring_pairs
+
+    return tuple(docstring_pairs())
 
 
 def _load_jsonl(path: str | None, valid_path: str | None, test_path: str | None) -> Splits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,19 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_model(reference: str, *, key: str, dtype: str = "fp32", trust_remote_code: bool = False) -> Any:
+def load_model(
+    reference: str,
+    *,
+    key: str,
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    bits: int | None = None,
+    products: str | None = None,
+) -> Any:
     """A causal language model in the given dtype (fp32, bf16, fp16), on the CPU, in evaluation mode.
+
+    With `bits`, 4 or 8, its matrices but the head's are quantised (4: NF4, scales quantised too, as QLoRA), it is on
+    the GPU, and multiplies in the dtype `products` (None: its own).
 
     safetensors are read. A .bin of the hub goes through torch's weights-only unpickler, which executes nothing (the
     published teacher of pair=gpt2 is one); a folder's is refused.
@@ -95,12 +107,13 @@ def load_model(reference: str, *, key: str, dtype: str = "fp32", trust_remote_co
     from transformers import AutoConfig, AutoModelForCausalLM
 
     place = locate(reference, key=key)
+    quantised = {"quantization_config": _quantisation(bits, products or dtype)} if bits is not None else {}
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
         check_model_config(config, key=f"{key}={reference}")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, config=config, dtype=getattr(torch, DTYPES[dtype]), trust_remote_code=trust_remote_code,
-            use_safetensors=True if Path(place).is_dir() else None, output_loading_info=True,
+            use_safetensors=True if Path(place).is_dir() else None, output_loading_info=True, **quantised,
         )  # fmt: skip
     except UserError:
         raise
@@ -113,10 +126,24 @@ def load_model(reference: str, *, key: str, dtype: str = "fp32", trust_remote_co
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise UserError(f"{key}={reference}: the weight {name} holds NaN or infinity; take an earlier checkpoint")
+    if bits is not None:
+        return model.eval()
     with torch.no_grad():  # safetensors maps float32 weights from their file: one that is cut short would end the run
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
     return model.eval()
+
+
+def _quantisation(bits: int, products: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, DTYPES[products]),
+    )  # fmt: skip
 
 
 def load_tokenizer(reference: str, *, key: str, trust_remote_code: bool = False) -> Any:
@@ -142,9 +169,13 @@ def load_tokenizer(reference: str, *, key: str, trust_remote_code: bool = False)
     return tokenizer
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model and its tokenizer in the Hugging Face format (safetensors), file by file: see `replace_folder`."""
-    model.save_pretrained(folder)
+def save_model(model: Any, tokenizer: Any, folder: Path, *, weights: Mapping[str, Any] | None = None) -> None:
+    """Write a model and its tokenizer in the Hugging Face format (safetensors), file by file: see `replace_folder`.
+
+    Args:
+        weights: in the place of the model's own.
+    """
+    model.save_pretrained(folder, **({"state_dict": weights} if weights is not None else {}))
     tokenizer.save_pretrained(folder)
 
 

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ import yaml
 from kdrun.errors import UserError
 from kdrun.runs.folders import remove_leftovers
 from kdrun.runs.provenance import provenance
+from kdrun.runs.ranks import from_rank_zero, num_ranks, rank
 from kdrun.runs.records import check_run, json_lines, read_json
 from kdrun.secrecy import without_secrets
 
@@ -101,6 +103,10 @@ def disk_trouble(error: BaseException) -> str | None:
     return f"{place}: {os.strerror(number)}; {DISK[number]}, then run again, or go on (kdrun train resume=DIR)"
 
 
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -113,7 +119,8 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class RunDirectory:
-    """A folder with a run record. `start` makes one, `open` reads one."""
+    """A folder with a run record. `start` makes one, `open` reads one. Of several ranks, rank 0 alone writes it; any
+    may write why it failed."""
 
     path: Path
     record: dict[str, Any] = field(default_factory=dict)
@@ -150,6 +157,9 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         take(path, key=str(path))
         run = cls(path)
+        if rank():
+            run.record = from_rank_zero(dict)
+            return run
         attempts = []
         if (path / RECORD).exists():
             earlier = read_json(path / RECORD, key=str(path))
@@ -159,7 +169,7 @@ class RunDirectory:
             "status": "running",
             "error": None,
             "overrides": list(overrides),
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "started": _now(),
             "ended": None,
             "duration_s": None,
             **(extra or {}),
@@ -168,11 +178,13 @@ class RunDirectory:
         }
         write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         run.save()
+        from_rank_zero(lambda: run.record)
         return run
 
     def save(self) -> None:
         """Write run.json."""
-        write_json(self.path / RECORD, self.record)
+        if not rank():
+            write_json(self.path / RECORD, self.record)
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json now."""
@@ -193,19 +205,37 @@ class RunDirectory:
                 with suppress(OSError):  # what was half written takes the room that the record needs
                     remove_leftovers(self.path)
                     remove_leftovers(self.path / "checkpoints")
-            self._end("interrupted" if interrupted else "failed", start, said)
+            if num_ranks() == 1 or self._is_first(interrupted, said):
+                self._end("interrupted" if interrupted else "failed", start, said)
             if not interrupted:
                 log.debug("run failed", exc_info=True)
             raise
         else:
             self._end("done", start, None)
         finally:
-            _let_go(self.path)
+            let_go(self.path)
+
+    def _is_first(self, interrupted: bool, said: str) -> bool:
+        """Whether no other rank has written yet why the run failed; rank 0 still has to, the others have done so."""
+        record = read_json(self.path / RECORD, key=str(self.path))
+        if record["status"] != "running":
+            return False
+        if not interrupted:
+            self.record["traceback"] = without_secrets(traceback.format_exc())
+        if rank() and not interrupted:
+            told = {"status": "failed", "error": f"rank {rank()}: {said}", "traceback": self.record["traceback"]}
+            write_json(self.path / RECORD, {**record, **told, "ended": _now()})
+        return not rank()
+
+    def await_end(self, timeout_s: float = 60) -> None:
+        """Wait until rank 0 has written how the run ended: launchers end all ranks as soon as one has."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end and read_json(self.path / RECORD, key=str(self.path))["status"] == "running":
+            time.sleep(0.1)
 
     def _end(self, status: str, start: float, error: str | None) -> None:
-        ended = datetime.now().astimezone().isoformat(timespec="seconds")
         try:
-            self.note(status=status, error=error, ended=ended, duration_s=round(time.monotonic() - start, 3))
+            self.note(status=status, error=error, ended=_now(), duration_s=round(time.monotonic() - start, 3))
         except OSError as trouble:
             if status == "done":
                 raise
@@ -253,7 +283,7 @@ def take(folder: Path, *, key: str) -> None:
     from filelock import FileLock, Timeout
 
     place = folder.resolve()
-    if place in _taken:
+    if place in _taken or rank():  # of several ranks, rank 0 has it
         return
     lock = FileLock(place / LOCK, thread_local=False)  # the process's, whichever thread asks
     try:
@@ -263,7 +293,8 @@ def take(folder: Path, *, key: str) -> None:
     _taken[place] = lock
 
 
-def _let_go(folder: Path) -> None:
+def let_go(folder: Path) -> None:
+    """Leave a run's directory to other processes."""
     if lock := _taken.pop(folder.resolve(), None):
         with suppress(OSError):
             os.unlink(lock.lock_file)
@@ -304,11 +335,11 @@ def claim(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterato
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, each line written at once."""
+    """metrics.jsonl: one JSON object a line, each line written at once; of several ranks, by rank 0."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = (Path(os.devnull) if rank() else path).open("a", encoding="utf-8", buffering=1)
 
     def write(self, **values: Any) -> None:
         """Append one line."""
@@ -316,7 +347,8 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Have every line so far on the disk: a power cut must not leave a checkpoint without the lines before it."""
-        os.fsync(self._file.fileno())
+        if not rank():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

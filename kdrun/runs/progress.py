@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from kdrun.runs.ranks import rank
+
 FILE = "progress.json"
 # Where the cell that runs here writes its progress; a sweep has one display, and it reads these files.
 _cell: ContextVar[Path | None] = ContextVar("cell", default=None)
@@ -73,6 +75,13 @@ class FileTask(Task):
         aside.replace(self._file)
 
 
+class SilentTask(Task):
+    """Work of a rank whose like rank 0 shows."""
+
+    def refresh(self) -> None:
+        """Nothing."""
+
+
 @contextmanager
 def progress_in(folder: Path) -> Iterator[None]:
     """While the body runs, progress goes to a file in this folder and to no display; the file goes at the end."""
@@ -91,6 +100,9 @@ def progress(name: str, total: int, *, done: int = 0) -> Iterator[Task]:
     Args:
         done: what an earlier, resumed attempt has done already.
     """
+    if rank():
+        yield SilentTask(name, total)
+        return
     cell = _cell.get()
     if cell is not None or not sys.stderr.isatty():
         task = Task(name, total) if cell is None else FileTask(name, total, folder=cell)

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, suppress
 from types import FrameType
 from typing import Any
 
+from kdrun.runs.ranks import every_rank, rank
+
 STOPPING = b"stopping when this step is done and kept; once more stops at once\n"
 
 
@@ -43,11 +45,12 @@ class HeldSignals(AbstractContextManager["HeldSignals"]):
         if self._came is None:
             self._came = number
             with suppress(OSError):
-                os.write(2, STOPPING)  # sys.stderr cannot be entered again where the signal met it
+                os.write(2, b"" if rank() else STOPPING)  # sys.stderr cannot be entered again where the signal met it
         else:
             self._act(number)
 
     def _act(self, number: int) -> None:
+        self._came = None
         self._restore()
         signal.raise_signal(number)
 
@@ -60,3 +63,29 @@ class HeldSignals(AbstractContextManager["HeldSignals"]):
         self.broken |= kind is not None
         if self._came is not None and kind is None:
             self._act(self._came)
+
+    def close(self) -> None:
+        """Nothing: between two bodies signals act as before."""
+
+
+class SharedSignals(HeldSignals):
+    """The same for one rank of several: a signal to any of them acts in all, at the end of the same body. From the
+    beginning to `close`, signals wait between two bodies, too, where one rank would leave the others waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        super().__enter__()
+
+    def __enter__(self) -> SharedSignals:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.broken |= kind is not None
+        if kind is None and (number := max(every_rank(self._came or 0))):
+            self._act(number)
+
+    def close(self) -> None:
+        """Signals act as before; one that came since the last body does so now."""
+        self._restore()
+        if self._came is not None:
+            signal.raise_signal(self._came)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from kdrun.runs.ranks import rank
+
 # Without a limit, a server that takes calls and never answers holds start and end for ever.
 START_TIMEOUT_S = 30
 FINISH_TIMEOUT_S = 300
@@ -19,7 +21,8 @@ class Tracker:
     """A W&B run, or nothing when `mode` is disabled.
 
     Args:
-        mode: auto (online when a key is there, else offline), online, offline, disabled. WANDB_MODE overrules auto.
+        mode: auto (online when a key is there, else offline), online, offline, disabled. WANDB_MODE overrules auto; of
+            several ranks, all but rank 0 have it disabled.
         directory: the run directory; W&B's files land in its wandb/.
         run_id: the id to go on with when a run is resumed.
     """
@@ -42,7 +45,7 @@ class Tracker:
             mode = os.environ.get("WANDB_MODE") or "auto"
         self._run = None
         self._step = 0
-        if mode == "disabled":
+        if mode == "disabled" or rank():
             return
         kwargs = {
             "dir": str(directory), "project": project, "entity": entity, "name": name, "group": group,

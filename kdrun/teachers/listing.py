@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
+from kdrun.runs.ranks import rank
 from kdrun.teachers.manifest import MANIFEST, PARTIAL, read_manifest, seal
 from kdrun.teachers.store import PLAN, journaled
 
@@ -49,6 +50,8 @@ def record_use(folder: Path, reader: str) -> None:
 
     A cache that cannot be written to (someone else's) is read all the same; the log says that it was not noted.
     """
+    if rank():
+        return
     line = json.dumps({"when": datetime.now().astimezone().isoformat(timespec="seconds"), "run": reader})
     try:
         with (folder / USES).open("a", encoding="utf-8") as file:

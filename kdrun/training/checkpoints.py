@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kdrun.models.loading import save_model
 from kdrun.runs.folders import remove_folder, remove_leftovers, replace_folder
+from kdrun.runs.ranks import every_rank, rank
 from kdrun.teachers.hashing import files_sha256
 
 MANIFEST = "manifest.json"
@@ -38,14 +39,17 @@ class Checkpoint:
         return self.folder / "student"
 
     def restore(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put the optimiser and torch's random state back; returns what `save` was given as `state`."""
+        """Put the optimiser and torch's random state back; returns what `save` was given as `state`.
+
+        A rank that the run did not have before keeps the random state that it has.
+        """
         from safetensors.torch import load_file
 
         tensors = load_file(self.folder / "optimizer.safetensors")
-        torch.set_rng_state(tensors.pop("rng.cpu"))
-        if "rng.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
-        tensors.pop("rng.cuda", None)
+        streams = {name: tensors.pop(name) for name in list(tensors) if name.startswith("rng.")}
+        for kind, set_state in {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}.items():
+            if (kind == "cpu" or torch.cuda.is_available()) and (name := _stream(kind, rank())) in streams:
+                set_state(streams[name])
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             index, key = name.split(".", 1)
@@ -66,14 +70,17 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Checkpoint:
-    """Write checkpoints/step-N, then remove all but the newest `keep`.
+    """Write checkpoints/step-N, then remove all but the newest `keep`; of several ranks, which all call this, rank 0.
 
     Args:
         run: what names the run, so that no other goes on from here.
     """
     from safetensors.torch import save_file
 
-    aside = folder / f".step-{step}.tmp"
+    final, aside = folder / f"step-{step}", folder / f".step-{step}.tmp"
+    streams = every_rank(_random_state())
+    if rank():
+        return Checkpoint(final, step)
     shutil.rmtree(aside, ignore_errors=True)
     save_model(model, tokenizer, aside / "student")
     tensors = {
@@ -81,19 +88,26 @@ def save_checkpoint(
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    tensors |= {_stream(kind, number): value for number, own in enumerate(streams) for kind, value in own.items()}
     save_file(tensors, aside / "optimizer.safetensors")
     (aside / "state.json").write_text(json.dumps({"step": step, "state": state}))
     hashes = files_sha256(path for path in aside.rglob("*") if path.is_file())
     files = {str(path.relative_to(aside)): [path.stat().st_size, sha256] for path, sha256 in sorted(hashes.items())}
     (aside / MANIFEST).write_text(json.dumps({"run": run, "step": step, "files": files}, indent=1))
-    final = folder / f"step-{step}"
     replace_folder(aside, final)
     for old in find_checkpoints(folder)[:-keep]:
         remove_folder(old.folder)
     return Checkpoint(final, step)
+
+
+def _random_state() -> dict[str, Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def _stream(kind: str, number: int) -> str:
+    """The name of a rank's random state on a kind of device."""
+    return f"rng.{kind}.{number}" if number else f"rng.{kind}"
 
 
 def find_checkpoints(folder: Path) -> list[Checkpoint]:

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from kdrun.canaries import objective
+from kdrun.canaries import objective, written
 from kdrun.canaries.checklist import CANARIES, examined, look_over
 from kdrun.canaries.patient import Patient
 from kdrun.canaries.start import check_first_rows
 from kdrun.data import batch as batches
 from kdrun.data.scored import NOT_SCORED, collate, scored_positions
 from kdrun.errors import UserError
+from kdrun.generation.answers import answered
 from kdrun.losses import Loss, chunked
 from kdrun.losses.fkl import Fkl
 from kdrun.losses.taid import Taid
+from kdrun.rollouts import writer
 from kdrun.teachers.live import LiveTeacher
 from kdrun.teachers.store import Shards
 from kdrun.training.loop import Loop
@@ -164,6 +166,39 @@ def cache_rows_exchanged(patch: pytest.MonkeyPatch) -> None:
         into[:] = into[::-1].copy()
 
     patch.setattr(Shards, "read", exchanged)
+
+
+def ends_of_own_text_lost(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(writer, "answered", lambda *given, eos_id: without_ends(answered(*given, eos_id=eos_id)))
+
+
+def first_own_token_unscored(patch: pytest.MonkeyPatch) -> None:
+    def late(*given: Any, eos_id: int) -> Any:
+        texts = answered(*given, eos_id=eos_id)
+        return replace(texts, prompt_lengths=texts.prompt_lengths + 1)
+
+    patch.setattr(writer, "answered", late)
+
+
+def another_token_written(patch: pytest.MonkeyPatch) -> None:
+    def other(encoded: Any, rows: Any, texts: Any, *, eos_id: int) -> Any:
+        changed = [replace(text, token_ids=[*text.token_ids[:-1], (text.token_ids[-1] + 1) % 256]) for text in texts]
+        return answered(encoded, rows, changed, eos_id=eos_id)
+
+    patch.setattr(writer, "answered", other)
+
+
+@pytest.mark.parametrize("mutate", [ends_of_own_text_lost, first_own_token_unscored, another_token_written])
+def test_a_fault_in_the_students_own_text_is_found(
+    mutate: Callable[[pytest.MonkeyPatch], None], patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ends are lost, the student is one that stops at once."""
+    model, eos = patient.student, patient.tokenizer.eos_token_id
+    if mutate is ends_of_own_text_lost:
+        model.transformer.ln_f.bias.data += 10 * model.transformer.wte.weight.data[eos]
+    assert written.own_text_is_scored_whole(patient).verdict == "ok"
+    mutate(monkeypatch)
+    assert failing(patient, {"own text"}) == {"own text"}
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_text_is_written_once_and_another_setting_prompt_or_teacher_has_a_folder
     twice, facts_twice = written(*words, "rollout.samples=2")
     assert texts_of(twice)[::2] == texts_of(texts) and texts_of(twice)[1::2] != texts_of(texts)
     folders = {Path(facts["path"]), Path(facts_twice["path"])}
-    for other in ("rollout.temperature=0.5", "rollout.top_p=0.9", "rollout.max_new_tokens=7", "seed=11"):
+    for other in ("rollout.temperature=0.5", "rollout.top_p=0.9", "rollout.max_new_tokens=7", "rollout.seed=11"):
         folders.add(folder(*words, other))
     folders.add(folder(*words, num_rows=7))
     teacher = load_model(TEACHER, key="k")

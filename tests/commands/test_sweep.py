@@ -105,6 +105,7 @@ def test_the_joblib_launcher_runs_cells_in_parallel(kdrun: Kdrun, workspace: Pat
         "hydra/launcher=joblib",
         "hydra.launcher.n_jobs=2",
         "hydra.sweep.dir=outputs/sweep/jobs",
+        fresh=True,
     )
     folder = workspace / "outputs" / "sweep" / "jobs"
     assert [read_json(folder / str(i) / "run.json")["status"] for i in range(2)] == ["done", "done"]
@@ -118,6 +119,9 @@ def test_the_first_run_that_needs_a_teacher_makes_it_and_the_second_takes_it(
     shutil.copytree(CONF, conf)
     fine_tuning = conf / "train" / "tiny_teacher.yaml"
     fine_tuning.write_text(fine_tuning.read_text().replace("max_steps: 1400", "max_steps: 3"))
+    quick = conf / "eval" / "quick.yaml"  # the teacher is made and evaluated by its own words, not by those typed here
+    small_words = quick.read_text().replace("num_examples: 500", "num_examples: 6")
+    quick.write_text(small_words.replace("bertscore: true", "bertscore: false"))
     pair = workspace / "pairs" / "pair"
     pair.mkdir(parents=True)
     (pair / "mini.yaml").write_text("defaults: [tiny]\nname: mini\nteacher_layers: 1\nvocab_size: 280\n")

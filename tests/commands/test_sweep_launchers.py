@@ -63,7 +63,7 @@ def test_every_process_has_one_gpu_and_a_failing_cell_stops_no_other(
 ) -> None:
     """Two pretended GPUs, six jobs, three of which fail: as many processes as GPUs, each with one of its own."""
     done = kdrun("sweep", "train.lr=1e30,1e-3", "seed=1,2,3", "train.clip_norm=null", *CELL,
-                 "hydra/launcher=joblib", "hydra.sweep.dir=outputs/sweep/gpus", check=False,
+                 "hydra/launcher=joblib", "hydra.sweep.dir=outputs/sweep/gpus", check=False, fresh=True,
                  env={"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)})  # fmt: skip
     folder = workspace / "outputs" / "sweep" / "gpus"
     records = [read_json(folder / str(i) / "run.json") for i in range(6)]

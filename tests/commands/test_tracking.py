@@ -1,5 +1,6 @@
 """What a sweep and a report leave in W&B's offline files: the curves, summary and tables of the run directories."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def test_every_cell_shows_its_curves_summary_and_generations_under_the_sweeps_gr
 
 
 def test_a_report_shows_its_tables_and_figures(sweep: Path, workspace: Path) -> None:
+    for path in sweep.glob("*/metrics.jsonl"):  # a few of forty figures are enough
+        few = [
+            {key: line[key] for key in ("step", "train/loss", "valid/fkl") if key in line} for line in read_lines(path)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in few))
     run_kdrun("report", str(sweep), "-o", "tracked.html", "--wandb", "kdrun", cwd=workspace, env=OFFLINE)
     folder = workspace / "tracked_files"
     lines = records(folder)
@@ -42,4 +48,4 @@ def test_a_report_shows_its_tables_and_figures(sweep: Path, workspace: Path) -> 
     main = table_files(folder)["report/main"]
     assert {"0.300", "0.500"} <= {cell for row in main["data"] for cell in row}
     pictures = list((folder / "wandb").glob("offline-run-*/files/media/images/report/*.png"))
-    assert len(pictures) == len(list(folder.glob("*.png")))
+    assert len(pictures) == len(list(folder.glob("*.png"))) >= 2

@@ -41,14 +41,14 @@ def run(folder: Path, budget_s: float) -> list[Row]:
     parts: list[tuple[str, int, Callable[[int], str]]] = [
         ("two runs started in the same instant: two directories, both whole", PAIRS, together.runs),
         ("two sweeps started in the same instant: the same", SWEEPS, together.sweeps),
-        (f"a sweep of {CELLS} with two workers: every cell once, whole; also with a worker killed, resumed", 2,
-         together.workers),
         ("one run resumed twice in the same instant, or while it runs: one goes on, the other names its process",
          RESUMED + STILL_RUNNING, together.resumes),
         ("two builders of one teacher cache: one builds, both read it whole; one killed, the other takes over",
          CACHES + KILLED_CACHES, together.caches),
         ("two runs whose teacher is missing: it is made once; one killed, the other makes it",
          TEACHERS + KILLED_TEACHERS, together.teachers),
+        (f"a sweep of {CELLS} with two workers: every cell once, whole; also with a worker killed, resumed", 2,
+         together.workers),
     ]  # fmt: skip
     with together.compared() as comparisons:
         rows = [tally(*part, end=end) for part in parts]
@@ -113,8 +113,8 @@ class Together:
         name, whole = f"workers-{number}", self.outputs / "sweep" / "workers-0"
         folder = whole.with_name(name)
         seeds = ",".join(map(str, range(CELLS)))
-        process = self.sweep(*SHORT, f"seed={seeds}", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-                             f"hydra.sweep.dir={folder}")  # fmt: skip
+        process = self.sweep(*SHORT, "evaluate=false", f"seed={seeds}", "hydra/launcher=joblib",
+                             "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={folder}")  # fmt: skip
         if number == 0:
             said = process.communicate()[0]
             return check_sweep(folder, whole, cells=CELLS) if process.returncode == 0 else said
@@ -253,12 +253,12 @@ class Comparisons:
 
     def loop(self) -> None:
         """Until it is ended: every source in turn, now and then a report."""
-        while not self.ended.wait(1):
+        while not self.ended.wait(2):
             number = len(self.faults)
             newest = sorted(path.name for path in self.forks.folder.glob("outputs/sweep/[!.]*"))[-1:]
             sources = ["", "/train", "/sweep", *(f"/sweep/{name}" for name in newest)]
             source = f"outputs{sources[number % len(sources)]}"
-            self.faults.append(self.report(number, source) if number % 20 == 11 else self.table(number, source))
+            self.faults.append(self.report(number, source) if number % 25 == 11 else self.table(number, source))
 
     def table(self, number: int, source: str) -> str:
         """What is wrong with one table."""
