@@ -44,6 +44,8 @@ rollout (whose text is learned): {options("rollout")}.
 
 pair: {options("pair")}. data: {options("data")}. experiment: {options("experiment")}.
 
+launch (in how many processes): {options("launch")}; torchrun -m kdrun train does as well.
+
 Examples: kdrun train loss=akl mu=0.5 | kdrun train loss=fkl data=jsonl data.path=my.jsonl | kdrun train resume=DIR""",
 )
 def train(overrides: Overrides = None) -> None:

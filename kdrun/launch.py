@@ -166,7 +166,7 @@ def _num_processes(cells: Sequence[Cell]) -> int:
 
 
 def _among_ranks(words: Sequence[str], cell: Cell, overrides: list[str], count: int) -> list[str]:
-    """The overrides of a rank: all have one run directory. A process that is no rank starts them, and ends with them."""
+    """The overrides of a rank: all have one run directory. A process that is none starts them, and ends with them."""
     from kdrun.commands.launching import common_directory, run_ranks
 
     directory = Path(str(cell.composed.hydra.run.dir))

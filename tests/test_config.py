@@ -34,7 +34,7 @@ def config_of(*words: str, command: str = "train") -> TrainConfig:
     return compose_cells(command, list(words), NO_FLAGS, CONF)[0].config
 
 
-@pytest.mark.parametrize("choice", options("loss", "rollout", "pair", "data", "teacher", "train", "eval", "track"))
+@pytest.mark.parametrize("choice", options("loss", "rollout", "pair", "data", "teacher", "train", "launch", "eval", "track"))
 def test_every_choice_of_the_train_config_is_allowed(choice: str) -> None:
     assert config_of(choice, *EXTRA.get(choice, []))
 
@@ -123,7 +123,7 @@ def test_every_config_key_is_read_somewhere() -> None:
         for path in package.rglob("*.py")
         if path.name != "explain.py" and not {"config", "losses"} & set(path.relative_to(package).parts)
     )
-    for group in ("train", "eval", "track", "pair", "data", "teacher", "rollout"):
+    for group in ("train", "eval", "track", "pair", "data", "teacher", "launch", "rollout"):
         for choice in group_options(CONF, group):
             config = config_of(f"{group}={choice}", *EXTRA.get(f"{group}={choice}", []))
             for key in type(getattr(config, group)).model_fields:

@@ -97,7 +97,7 @@ def _fine_tuned(rows: Sequence[Row], students: Sequence[Row]) -> tuple[list[Row]
         row = read_row(RunDirectory.open(folder, key=str(folder)))
         if row.fine_tuned and row.status == "done" and _alike(row, students[0]):
             return [replace(row, label="sft")], [f"sft: taken from {folder}"]
-    other = ("loss=", "loss.", "name=", "resume=", "seed=", "teacher=", "teacher.")
+    other = ("loss=", "loss.", "name=", "resume=", "seed=", "teacher=", "teacher.", "rollout=", "rollout.")
     words = [word for word in _typed(students[0]) if not word.startswith(other)]
     return [], [f"no SFT run to compare with; type: {shlex.join(['kdrun', 'train', 'loss=sft', *words])}"]
 

@@ -322,8 +322,10 @@ def describe(model: Any) -> dict[str, Any]:
     """Architecture, parameters and weight hash of a model, for run.json."""
     import hashlib
 
+    from kdrun.training.sharding import whole
+
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((name, whole(tensor)) for name, tensor in model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(dtype=_bytes_of(tensor)).numpy().tobytes())
     return {

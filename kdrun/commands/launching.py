@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from kdrun.commands.assembly import choose_device
+from kdrun.commands.assembly import choose_device, choose_precision
 from kdrun.config import TrainConfig
 from kdrun.config.launching import Fsdp, OneProcess
 from kdrun.errors import UserError
@@ -30,7 +31,7 @@ def num_processes(config: TrainConfig) -> int:
         UserError: naming the key, for what they cannot do.
     """
     launch, device = config.launch, config.train.device
-    name, started = launch.kind, num_ranks()
+    started = num_ranks()
     asked = None if isinstance(launch, OneProcess) else launch.processes
     if started > 1:
         if asked not in (None, started):
@@ -51,11 +52,42 @@ def num_processes(config: TrainConfig) -> int:
             "rollout=adaptive: its buffer of texts is one process's, so it runs in one; type launch=local, or "
             "rollout=mixed"
         )
-    if isinstance(launch, Fsdp) and config.student_writes:
-        raise UserError(f"launch={name}: rollout={config.rollout.name} writes with a whole student; type launch=ddp")
-    if isinstance(launch, Fsdp) and config.adapter.kind != "none":
-        raise UserError(f"launch={name}: adapter={config.adapter.kind} has little to shard; type launch=ddp")
+    if isinstance(launch, Fsdp):
+        for key, found, why in (
+            (f"rollout={config.rollout.name}", config.student_writes, "writes with a whole student"),
+            (f"adapter={config.adapter.kind}", config.adapter.kind != "none", "leaves little to shard"),
+            ("train.compile=true", config.train.compile, "compiles whole blocks"),
+        ):
+            if found:
+                raise UserError(f"launch={launch.kind}: {key} {why}; type launch=ddp")
+        if getattr(config.pair, "teacher_bits", None) is not None and launch.teacher != "whole":
+            raise UserError(f"launch.teacher={launch.teacher}: quantised weights stay whole; type launch.teacher=whole")
     return count
+
+
+def make_accelerator(config: TrainConfig, device: str) -> Any:
+    """accelerate's view of this process: its device, its rank and the precision of its matrix products."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's cells share a process, not a precision
+    precision = {"fp32": "no", "bf16": "bf16"}[choose_precision(config.train.precision, device)]
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+def sharded_student(config: TrainConfig) -> bool:
+    """Whether the ranks share one student, gradients and optimiser."""
+    return isinstance(config.launch, Fsdp) and num_ranks() > 1
+
+
+def teacher_sharding(config: TrainConfig, device: Any) -> Callable[[Any], None] | None:
+    """Shards a live teacher over the ranks, where that is asked for; else None."""
+    launch = config.launch
+    if not isinstance(launch, Fsdp) or launch.teacher == "whole" or num_ranks() == 1:
+        return None
+    from kdrun.training.sharding import shard_teacher
+
+    return lambda model: shard_teacher(model, device, offload=launch.teacher == "offloaded")
 
 
 def common_directory(directory: Path, device: str) -> Path:

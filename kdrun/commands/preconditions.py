@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,7 +85,7 @@ def _tokenizer_file(config: TrainConfig) -> Path | None:
 
 
 def check_libraries(config: TrainConfig) -> None:
-    """peft and bitsandbytes are there, and a GPU for the second, where the run asks for them.
+    """peft, bitsandbytes with a GPU, and a C++ compiler are there, where the run asks for them.
 
     Raises:
         UserError: naming the key.
@@ -92,6 +95,11 @@ def check_libraries(config: TrainConfig) -> None:
             raise UserError("adapter.kind=lora: needs peft; type pip install 'kdrun[lora]', or adapter=none")
         if adapter.quantise is not None:
             check_quantised("adapter.quantise", adapter.quantise, device=config.train.device)
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
+    if config.train.compile and shutil.which(compiler) is None:
+        raise UserError(
+            f"train.compile=true: needs a C++ compiler, no {compiler} here; set CXX, or type train.compile=false"
+        )
     bits = getattr(config.pair, "teacher_bits", None)
     if bits is not None and config.role == "student" and not isinstance(config.teacher, CachedTeacher):
         check_quantised("pair.teacher_bits", bits, device=config.train.device)

@@ -66,12 +66,14 @@ def live_teacher(
     device: Any,
     max_tokens: int | None = None,
     key: str = "pair.teacher",
+    place: Callable[[Any], object] | None = None,
 ) -> tuple[LiveTeacher, int]:
     """The teacher's model on a device with its whole head, looked over; and the rows it shares with the student.
 
     Args:
         rows: some rows that both models can read, for the look at the head.
         max_tokens: longest row that the teacher will be given; None does not check.
+        place: brings the model to the device in another way than whole.
 
     Raises:
         UserError: when it is another vocabulary's, has fewer positions or a head that is not supported.
@@ -83,7 +85,7 @@ def live_teacher(
     )  # fmt: skip
     if max_tokens is not None:
         check_context(model, max_tokens, role="teacher")
-    model.to(device)
+    model.to(device) if place is None else place(model)
     preflight(model, rows, pad_id=models.tokenizer.pad_token_id, name="teacher")
     return LiveTeacher(model, rows=None), shared
 

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +15,6 @@ from kdrun.commands.assembly import (
     Models,
     RunSets,
     choose_device,
-    choose_precision,
     chosen_loss,
     cpu_threads,
     load_data,
@@ -24,6 +24,7 @@ from kdrun.commands.assembly import (
     save_trained,
 )
 from kdrun.commands.doctor import check_start
+from kdrun.commands.launching import make_accelerator, sharded_student, teacher_sharding
 from kdrun.commands.preconditions import check_material
 from kdrun.commands.random_init import random_mark
 from kdrun.commands.rollouts import build_rollout, with_teacher_text
@@ -112,7 +113,7 @@ class Training:
         rows, valid = sets.train, sets.valid
         check_room(models.student, sets.evaluated, config.eval)
         head = preflight(models.student, prompts, pad_id=models.tokenizer.pad_token_id, name="student")
-        accelerator = self._accelerator(device)
+        accelerator = make_accelerator(config, device)
         teacher = self._teacher(models, sets, device=accelerator.device)
         self._note(loaded, teacher, rows, valid, text)
         # A cache of text that the teacher wrote knows nothing of the data's rows, which the canaries look at.
@@ -157,23 +158,17 @@ class Training:
             return RunTeacher()  # for the evaluation alone: loaded when the training's memory is free again
         reference = config.pair.teacher
         found = live_teacher(
-            reference, models, sets.train, pair=config.pair, device=device, max_tokens=config.data.max_tokens
-        )
+            reference, models, sets.train, pair=config.pair, device=device, max_tokens=config.data.max_tokens,
+            place=teacher_sharding(config, device),
+        )  # fmt: skip
         return run_live(*found, reference, sets=sets.asked)
 
     def _evaluating_teacher(self, models: Models, teacher: RunTeacher, sets: RunSets, device: str) -> RunTeacher:
         wanted = {name: rows for name, rows in sets.asked.items() if name in sets.evaluated}
-        if not wanted or wanted.keys() <= teacher.sets.keys():
+        alone = teacher_sharding(self.config, device) is None or isinstance(self.config.teacher, CachedTeacher)
+        if not wanted or (alone and wanted.keys() <= teacher.sets.keys()):
             return teacher
         return load_live(self.config.pair.teacher, models, wanted, pair=self.config.pair, device=device)
-
-    def _accelerator(self, device: str) -> Any:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's cells share a process, not a precision
-        precision = {"fp32": "no", "bf16": "bf16"}[choose_precision(self.config.train.precision, device)]
-        return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
     def _note(
         self, loaded: dict[str, Any], teacher: RunTeacher, rows: EncodedSet, valid: EncodedSet, text: dict[str, Any]
@@ -248,23 +243,30 @@ class Training:
         import torch
 
         from kdrun.training.batches import total_steps
+        from kdrun.training.compile import CompiledBody
         from kdrun.training.loop import Loop, LoopSettings
+        from kdrun.training.memory import peak_memory_gib
         from kdrun.training.objective import StudentObjective
         from kdrun.training.optimizer import learning_rate, make_optimizer
+        from kdrun.training.sharding import gather, shard_student, with_student
 
         settings, tokenizer = self.config.train, models.tokenizer
         # Dropout must not depend on how the teacher came to be, and no two ranks drop alike.
         torch.manual_seed(self.config.seed + (rank() << 32))
-        models.student.to(accelerator.device).train()
+        if not (sharded := sharded_student(self.config)):
+            models.student.to(accelerator.device)
+        models.student.train()
         if settings.gradient_checkpointing:
             models.student.gradient_checkpointing_enable()
         num_steps = total_steps(len(rows), settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
         rollout = build_rollout(self.config, models, rows, teacher, num_steps=num_steps, accelerator=accelerator)
         mix = self.config.loss.model_dump(include={"kd_ratio", "temperature", "temperature_squared"})
+        compiled = CompiledBody() if settings.compile else None
         objective = StudentObjective(
             models.student, loss, rows=teacher.rows, chunk_tokens=settings.chunk_tokens,
-            teacher_share=rollout.teacher_share, **mix,
+            teacher_share=rollout.teacher_share, compiled=compiled, **mix,
         )  # fmt: skip
+        kept = replace(models, student=shard_student(objective, accelerator.device)) if sharded else models
         optimizer = make_optimizer(
             models.student, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
         )
@@ -297,7 +299,7 @@ class Training:
             due = step in (0, num_steps) or (settings.valid_every and step % settings.valid_every == 0)
             if due and step not in self.validated:
                 size = loop.micro_batch_size or settings.batch_size
-                means = self._validate(models, teacher, valid, batch_size=size)
+                means = with_student(objective, lambda: self._validate(models, teacher, valid, batch_size=size))
                 report(step, means, part="valid")
                 self.validated[step] = means["nll"]
                 rollout.validated(means["nll"])
@@ -305,12 +307,14 @@ class Training:
         def save(step: int) -> None:
             nonlocal saved
             file.sync()
+            if sharded:
+                gather(models.student, kept.student)
             state = {
                 "loss": loss.state_dict(), "loop": loop.state_dict(), "time_s": time.monotonic() - begun,
                 "validated": step in self.validated,
             }  # fmt: skip
             save_checkpoint(
-                self.checkpoints, step, run=self.run_id, model=models.adapter or models.student, tokenizer=tokenizer,
+                self.checkpoints, step, run=self.run_id, model=kept.adapter or kept.student, tokenizer=tokenizer,
                 optimizer=optimizer, state=state, keep=settings.keep_checkpoints,
             )  # fmt: skip
             saved = step
@@ -323,7 +327,7 @@ class Training:
                 values |= {
                     "epoch": step * settings.batch_size / len(rows),
                     "peak_memory_gib": peak_memory_gib(str(accelerator.device)),
-                }
+                } | ({"recompilations": compiled.recompilations} if compiled else {})
                 report(step, values)
                 bar.show(_beside(values))
             if settings.save_every and (step % settings.save_every == 0 or step == num_steps):
@@ -334,7 +338,9 @@ class Training:
             with progress(self.config.name, num_steps, done=start) as bar:
                 loop.run(start_step=start, on_step=on_step, between=validate, held=held)
             with held:
-                self._save(models)
+                if sharded:
+                    gather(models.student, kept.student)
+                self._save(kept)
         except (KeyboardInterrupt, SystemExit):
             if loop.steps_done > saved and not held.broken:
                 save(loop.steps_done)
@@ -346,7 +352,10 @@ class Training:
         finally:
             file.close()
             held.close()
-        models.student.eval()
+        if sharded:
+            models.student = kept.student and kept.student.to(accelerator.device)  # whole, of rank 0 alone
+        else:
+            models.student.eval()
         self.metrics |= {"steps": num_steps, "loop_s": round(time.monotonic() - begun, 2)}
 
     def _restore(self, optimizer: Any, loss: Any, loop: Any) -> tuple[int, float]:
@@ -378,16 +387,3 @@ class Training:
 
 def _beside(values: dict[str, float]) -> str:
     return "  ".join(f"{label} {values[name]:.3f}" for name, label in SHOWN.items() if name in values)
-
-
-def peak_memory_gib(device: str) -> float:
-    """Highest memory so far in GiB: of the GPU's allocator, or of this process on a CPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

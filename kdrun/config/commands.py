@@ -10,7 +10,7 @@ from kdrun.config.adapters import Adapter, Lora
 from kdrun.config.bench import BenchConfig
 from kdrun.config.evaluation import Evaluation
 from kdrun.config.judge import JudgeConfig
-from kdrun.config.launching import Launch
+from kdrun.config.launching import Fsdp, Launch
 from kdrun.config.losses import Loss
 from kdrun.config.parts import Data, Pair, ScratchPair, Track, Train
 from kdrun.config.rollouts import AdaptiveText, Drawn, Rollout
@@ -71,6 +71,18 @@ class TrainConfig(Section):
                 f"adapter.quantise={self.adapter.quantise}: pair={self.pair.name} starts from weights that kdrun "
                 "makes, in float32; type adapter.quantise=null, or a pair of checkpoints"
             )
+        return self
+
+    @model_validator(mode="after")
+    def shards_are_of_plain_weights(self) -> Self:
+        asked = {
+            "adapter=none": isinstance(self.adapter, Lora),
+            "train.compile=false": self.train.compile,
+            "pair.teacher_bits=null": getattr(self.pair, "teacher_bits", None) is not None,
+        }
+        if isinstance(self.launch, Fsdp) and any(asked.values()):
+            instead = " ".join(word for word, is_asked in asked.items() if is_asked)
+            raise ValueError(f"launch=fsdp: shards plain weights, as they are; type launch=ddp, or {instead}")
         return self
 
     @model_validator(mode="after")

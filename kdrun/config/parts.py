@@ -148,6 +148,7 @@ class Train(Section):
     clip_norm: Positive | None
     precision: Literal["auto", "fp32", "bf16"]
     gradient_checkpointing: bool
+    compile: bool
     chunk_tokens: Count | None
     log_every: Count
     valid_every: Count | None

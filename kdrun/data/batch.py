@@ -61,9 +61,15 @@ class Batch:
 
     def unscored(self) -> Batch:
         """One row of it with nothing scored: what a rank without a row takes part with."""
+        return Batch(self.rows[:0], (self._empty(),), self.target_N[:0], (), self.writer)
+
+    def in_groups(self, count: int) -> Batch:
+        """The same in at least `count` groups; what is added has one row and nothing scored."""
+        return replace(self, groups=(*self.groups, *[self._empty()] * (count - len(self.groups))))
+
+    def _empty(self) -> Group:
         first = self.groups[0]
-        group = Group(first.ids_BT[:1], first.index_N[:0])
-        return Batch(self.rows[:0], (group,), self.target_N[:0], (), self.writer)
+        return Group(first.ids_BT[:1], first.index_N[:0])
 
 
 def make_batch(

@@ -5,7 +5,7 @@ Shapes: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,14 @@ def hidden_states(model: Any, ids_BT: Tensor) -> Tensor:
     return hidden
 
 
-def scored_hidden_states(model: Any, groups: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def scored_hidden_states(
+    model: Any,
+    groups: Iterable[tuple[Tensor, Tensor]],
+    *,
+    pass_of: Callable[[Any, Tensor], Tensor] = hidden_states,
+) -> Tensor:
     """Hidden states [N, D] at flat positions index_N of each group's ids_BT, one pass of the body a group."""
-    return torch.cat([hidden_states(model, ids_BT).flatten(0, 1)[index_N] for ids_BT, index_N in groups])
+    return torch.cat([pass_of(model, ids_BT).flatten(0, 1)[index_N] for ids_BT, index_N in groups])
 
 
 @torch.no_grad()

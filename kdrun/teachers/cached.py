@@ -43,7 +43,8 @@ class CachedTeacher:
 
     def __init__(self, shards: Shards, head: Head) -> None:
         self.shards, self.head = shards, head
-        self.dtype, self.width = DTYPES[shards.manifest["identity"]["dtype"].partition("-")[0]], int(shards.manifest["width"])
+        element = shards.manifest["identity"]["dtype"].partition("-")[0]  # of fp32-4bit: what a state is stored in
+        self.dtype, self.width = DTYPES[element], int(shards.manifest["width"])
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [N, E] on the batch's device, in one gather.

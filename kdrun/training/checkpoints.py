@@ -20,6 +20,7 @@ from kdrun.models.loading import save_model
 from kdrun.runs.folders import remove_folder, remove_leftovers, replace_folder
 from kdrun.runs.ranks import every_rank, rank
 from kdrun.teachers.hashing import files_sha256
+from kdrun.training.sharding import sharded_like, whole
 
 MANIFEST = "manifest.json"
 
@@ -51,9 +52,10 @@ class Checkpoint:
             if (kind == "cpu" or torch.cuda.is_available()) and (name := _stream(kind, rank())) in streams:
                 set_state(streams[name])
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, tensor in tensors.items():
             index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
+            state.setdefault(int(index), {})[key] = sharded_like(tensor, parameters[int(index)])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         content: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
         return content["state"]
@@ -79,15 +81,15 @@ def save_checkpoint(
 
     final, aside = folder / f"step-{step}", folder / f".step-{step}.tmp"
     streams = every_rank(_random_state())
+    tensors: dict[str, Tensor] = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            tensor = whole(value)  # by all ranks together
+            tensors |= {} if rank() else {f"{index}.{key}": tensor.cpu().contiguous()}
     if rank():
         return Checkpoint(final, step)
     shutil.rmtree(aside, ignore_errors=True)
     save_model(model, tokenizer, aside / "student")
-    tensors = {
-        f"{index}.{key}": value.contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
-        for key, value in entry.items()
-    }
     tensors |= {_stream(kind, number): value for number, own in enumerate(streams) for kind, value in own.items()}
     save_file(tensors, aside / "optimizer.safetensors")
     (aside / "state.json").write_text(json.dumps({"step": step, "state": state}))

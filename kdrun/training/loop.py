@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,14 @@ from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.losses import divergence_diagnostics
 from kdrun.rollouts.rollout import Part, Rollout
+from kdrun.runs.ranks import every_rank
 from kdrun.teachers.finite import blame_teacher
 from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import TopkTeacher
 from kdrun.training.batches import RowOrder, micro_batches
 from kdrun.training.memory import MemoryMark, out_of_memory, smaller_micro_batch
 from kdrun.training.objective import StudentObjective, time_on
+from kdrun.training.sharding import is_sharded, kept_gathered, whole
 
 Metrics = dict[str, float]
 CORPUS = "corpus"
@@ -102,7 +105,10 @@ class Loop:
         self.loss, self.settings, self.accelerator = objective.loss, settings, accelerator
         self.rows, self.teacher, self.pad_id = rows, teacher, pad_id
         self.unwrapped = objective
-        self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.sharded = is_sharded(objective)
+        prepared: Any = (objective, optimizer) if self.sharded else accelerator.prepare(objective, optimizer)
+        self.objective, self.optimizer = prepared
+        self._no_sync = kept_gathered if self.sharded else accelerator.no_sync
         self.order = RowOrder(len(rows), batch_size=settings.batch_size, seed=settings.seed)
         self.steps_done = 0
         self.micro_batch_size = settings.micro_batch_size
@@ -191,9 +197,10 @@ class Loop:
         sums = self._accumulate_what_fits(parts, probe)
         self.loss.reduce(self._sum)
         limit = self.settings.clip_norm if self.settings.clip_norm is not None else math.inf
-        grad_norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), limit))
+        grad_norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), limit)))
         if not (math.isfinite(sums.total) and math.isfinite(grad_norm)):
-            blame_teacher(self.teacher, [b for part in parts if part.writer != CORPUS for b in self._batches(part)])
+            batches = [b for part, own in self._jobs(parts) if part.writer != CORPUS for b in own]
+            blame_teacher(self.teacher, batches)
             raise NonFiniteLoss(
                 f"step {step + 1}: loss {sums.total / max(sums.num_tokens, 1)}, gradient norm {grad_norm}; the update "
                 "was not made. Lower train.lr, or look at the data and the teacher"
@@ -224,7 +231,7 @@ class Loop:
     def _accumulate(self, parts: Sequence[Part], probe: bool) -> StepSums:
         """The step's gradient, and its sums on all ranks; the gradient's norm is left open."""
         accelerator = self.accelerator
-        jobs = [(part, self._batches(part)) for part in parts]
+        jobs = self._jobs(parts)
         counts = [self._count(batches) for _, batches in jobs]
         num_tokens = sum(c.tokens for (part, _), c in zip(jobs, counts, strict=True) if part.writer != CORPUS)
         sums = dict.fromkeys(("total", "cross_entropy", "divergence", "corpus"), 0.0)
@@ -238,7 +245,7 @@ class Loop:
                 count.texts if self.loss.mean_over == "texts" and not is_corpus else count.tokens, 1
             )
             for batch in batches:
-                with nullcontext() if batch is last else accelerator.no_sync(self.objective):
+                with nullcontext() if batch is last else self._no_sync(self.objective), accelerator.autocast():
                     total, cross_entropy, divergence = self.objective(
                         batch, self.teacher, _probe(probed) if probe and not probed else None
                     )
@@ -261,12 +268,32 @@ class Loop:
 
     def _preview(self, batches: Sequence[Batch]) -> None:
         """The forward passes of a step for the loss alone, with the very dropout that the step will draw."""
-        device, accelerator = self.accelerator.device, self.accelerator
+        device = self.accelerator.device
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), accelerator.no_sync(self.objective):
+        with torch.random.fork_rng(devices=devices), self._no_sync(self.objective), self.accelerator.autocast():
             for batch in batches:
                 self.objective(batch, self.teacher)
         self.loss.reduce(self._sum)
+
+    def _jobs(self, parts: Sequence[Part]) -> list[tuple[Part, list[Batch]]]:
+        """The micro-batches of each part. Where weights are sharded, which all ranks gather together, every rank has
+        as many as any, in as many groups, if need be with nothing scored.
+        """
+        jobs = [(part, self._batches(part)) for part in parts]
+        if not self.sharded:
+            return jobs
+        ranks = every_rank([[len(batch.groups) for batch in batches] for _, batches in jobs])
+        most = [[max(counts) for counts in zip_longest(*of_part, fillvalue=1)] for of_part in zip(*ranks, strict=True)]
+        return [
+            (
+                part,
+                [
+                    (batches[i] if i < len(batches) else batches[0].unscored()).in_groups(n)
+                    for i, n in enumerate(counts)
+                ],
+            )
+            for (part, batches), counts in zip(jobs, most, strict=True)
+        ]
 
     def _batches(self, part: Part) -> list[Batch]:
         """A part's micro-batches; a rank without a row takes one with nothing scored, to stay in step."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 
 import torch
 
@@ -55,3 +57,11 @@ def smaller_micro_batch(num_rows: int, error: Exception) -> int:
         "type train.micro_batch_size=%d (%s)", num_rows, half, half, said,
     )  # fmt: skip
     return half
+
+
+def peak_memory_gib(device: str) -> float:
+    """Highest memory so far in GiB: of the GPU's allocator, or of this process on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

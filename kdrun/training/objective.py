@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,13 @@ from kdrun.losses.chunked import default_chunk_tokens
 from kdrun.losses.linear_head import LinearHead
 from kdrun.losses.sft import Sft
 from kdrun.losses.written import TokenWeights, target_log_probs
-from kdrun.models.heads import Head, head_of, scored_hidden_states
+from kdrun.models.heads import Head, head_of, hidden_states, scored_hidden_states
 from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import TopkTeacher
+from kdrun.training.compile import CompiledBody
 
 Probe = Callable[[Tensor, Tensor], None]
+T = TypeVar("T")
 
 
 class StudentObjective(nn.Module):
@@ -42,11 +44,13 @@ class StudentObjective(nn.Module):
         temperature_squared: bool = True,
         chunk_tokens: int | None = None,
         teacher_share: float = 0.0,
+        compiled: CompiledBody | None = None,
     ) -> None:
         """
         Args:
             rows: vocabulary rows shared with the teacher; None keeps the student's own.
             teacher_share: of the mixture that text of the writer "student" was drawn from.
+            compiled: runs the student's body; None runs it as it is.
         """
         super().__init__()
         self.student = student
@@ -54,6 +58,7 @@ class StudentObjective(nn.Module):
         self.rows = rows if rows is not None else head_of(student).weight_VD.shape[0]
         self.kd_ratio, self.temperature, self.temperature_squared = kd_ratio, temperature, temperature_squared
         self.chunk_tokens, self.teacher_share = chunk_tokens, teacher_share
+        self.pass_of = compiled or hidden_states
         self.teacher_s: float | None = None  # set to 0: the seconds of the teacher are added up here, at a price
 
     def forward(
@@ -73,7 +78,7 @@ class StudentObjective(nn.Module):
         with self._teacher_timed(device):
             bucketed = self._bucketed(batch, teacher) if isinstance(teacher, TopkTeacher) else None
             teacher_hidden_NE = live.hidden(batch) if live is not None else None
-        student_hidden_ND = scored_hidden_states(self.student, batch.groups)
+        student_hidden_ND = scored_hidden_states(self.student, batch.groups, pass_of=self.pass_of)
         if torch.is_autocast_enabled(device_type):  # the heads' products in the body's precision
             dtype = torch.get_autocast_dtype(device_type)
             student_hidden_ND = student_hidden_ND.to(dtype)
@@ -101,6 +106,10 @@ class StudentObjective(nn.Module):
             temperature_squared=self.temperature_squared,
         )
         return sums.total, sums.cross_entropy, sums.divergence if bucketed is None else bucketed.divergence_sum
+
+    def call(self, work: Callable[[], T]) -> T:
+        """What `work` returns. Where the student is sharded this is a forward, too: embeddings and head are whole."""
+        return work()
 
     def _weights(self, loss: Loss, batch: Batch, *models: tuple[Tensor | None, Head | None]) -> TokenWeights | None:
         """What the loss lets each token count; student and teacher as (hidden states, head)."""

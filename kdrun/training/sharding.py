@@ -57,7 +57,9 @@ def shard_teacher(model: Any, device: torch.device, *, offload: bool) -> None:
     sharded = {parameter for block in blocks for parameter in block.parameters()}
     for block in blocks:
         fully_shard(block, mesh=mesh, offload_policy=policy)
-    rest = {parameter for parameter in model.parameters() if parameter not in sharded and not isinstance(parameter, DTensor)}
+    rest = {
+        parameter for parameter in model.parameters() if parameter not in sharded and not isinstance(parameter, DTensor)
+    }
     for parameter in rest:
         parameter.data = parameter.data.to(device)
     fully_shard(body_of(model), mesh=mesh, ignored_params=rest)

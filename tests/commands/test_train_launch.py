@@ -1,6 +1,7 @@
 """One training in several processes: the same student, one run directory, one end, whoever starts them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from tests.conftest import SMALL, Kdrun, read_json, read_lines
 from tests.forked import KDRUN, Forked
 
-WORDS = ["train", *SMALL, "train.precision=fp32", "train.lr=0.01", "data.max_rows=20", "train.save_every=3"]
+WORDS = ["train", *SMALL, "train.precision=fp32", "train.lr=0.01", "train.schedule=constant", "data.max_rows=20",
+         "train.save_every=3"]  # fmt: skip
 # Before step 4 (from 0), rank 1 does what stands in its place.
 BROKEN = (
     "import os, signal\nfrom kdrun.training import loop\nstep = loop.Loop.step\n"
@@ -93,6 +95,34 @@ def test_a_run_goes_on_in_another_number_of_processes(alone: Path, workspace: Pa
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_sharded_run_goes_on_in_one_process_and_the_other_way_round(
+    alone: Path, workspace: Path, kdrun_here: Kdrun
+) -> None:
+    """Its checkpoints, student, validation and evaluation are those of a run in one process."""
+    words = [*WORDS, "train.max_steps=6", "train.keep_checkpoints=9", "launch=fsdp", "hydra.run.dir=outputs/sharded"]
+    ended(start_ranks(*words, cwd=workspace), 0, 0)
+    folder = workspace / "outputs" / "sharded"
+    assert_same_student(folder, alone)
+    lines, expected = (read_lines(run / "metrics.jsonl") for run in (folder, alone))
+    for line, one in zip(lines, expected, strict=True):
+        for key in {"train/loss", "train/grad_norm", "valid/fkl"} & one.keys():
+            assert line[key] == pytest.approx(one[key], rel=1e-5)
+    assert read_json(folder / "run.json")["teacher"] == read_json(alone / "run.json")["teacher"]
+    texts = "eval/quick/examples.jsonl"
+    assert len(read_lines(folder / texts)) == len(read_lines(alone / texts))
+    for run, start in ((folder, kdrun_here), (alone, None)):
+        half = Path(shutil.copytree(run, run.with_name(f"{run.name}-half")))
+        shutil.rmtree(half / "checkpoints" / "step-6")
+        (half / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"interrupted"'))
+        resume = f"resume=outputs/{half.name}"
+        if start is None:
+            ended(start_ranks("train", resume, "launch=fsdp", "launch.teacher=offloaded", cwd=workspace), 0, 0)
+        else:
+            start("train", resume, "launch=local")
+        assert read_json(half / "run.json")["resumed_from_step"] == 3
+        assert_same_student(half, alone)
+
+
 def test_a_rank_that_fails_ends_all_and_says_why_in_the_record(workspace: Path) -> None:
     code = BROKEN.format("raise RuntimeError('out of luck')")
     words = [*WORDS, "train.max_steps=9", "evaluate=false", "hydra.run.dir=outputs/failing"]
@@ -149,11 +179,18 @@ def test_torchrun_starts_them_as_well(alone: Path, workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("launch=ddp train.device=cpu", "launch.processes=null: one a GPU, and this training sees none; type launch.pro"),
+        (
+            "launch=ddp train.device=cpu",
+            "launch.processes=null: one a GPU, and this training sees none; type launch.pro",
+        ),
         ("launch=ddp launch.processes=2 train.device=cuda:1", "train.device=cuda:1: each of 2 processes takes a GPU"),
         ("launch=ddp launch.processes=2 rollout=adaptive", "rollout=adaptive: its buffer of texts is one process's"),
+        (
+            "launch=fsdp launch.processes=2 rollout=student",
+            "launch=fsdp: rollout=student writes with a whole student; ty",
+        ),
         ("launch.processes=2", "launch.processes': launch=local does not take it; only launch=ddp,fsdp"),
-        ("launch=ddp launch.processes=0", "launch.processes=0: must be a whole number, at least 1 or null"),
+        ("launch=ddp launch.processes=0", "launch.processes=0: must be a whole number at least 1 or null"),
     ],
 )
 def test_what_processes_cannot_do_is_refused_in_a_line(words: str, told: str, kdrun_here: Kdrun) -> None:
@@ -171,7 +208,7 @@ def test_a_sweep_of_several_processes_a_cell_is_refused(kdrun_here: Kdrun) -> No
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["train", "launch=ddp", "launch.processes=4"], "launch.processes=4: 2 are started already; leave it out"),
+        ([*WORDS, "launch=ddp", "launch.processes=4"], "launch.processes=4: 2 are started already; leave it out"),
         (["evaluate", "run=x"], "torchrun: of kdrun's commands only train runs in 2 processes"),
     ],
 )

@@ -27,6 +27,7 @@ PAIRS, SWEEPS, CELLS = 8, 2, 8
 RESUMED, STILL_RUNNING = 8, 2
 CACHES, KILLED_CACHES = 4, 4
 TEACHERS, KILLED_TEACHERS = 1, 3
+REPORTS = (11, 40)  # of the comparisons: 17 s of the processor each
 SHORT = [*SMALL, "train.max_steps=4", "name=run"]
 LONG = [*SMALL, "train.max_steps=60", "train.save_every=7", "train.log_every=1", "name=run"]
 CACHED = ["teacher=cached", *SMALL, "data.max_rows=1500", "train.max_steps=2", "evaluate=false"]
@@ -252,13 +253,13 @@ class Comparisons:
         self.reports = 0
 
     def loop(self) -> None:
-        """Until it is ended: every source in turn, now and then a report."""
+        """Until it is ended: every source in turn, a table of it or a report."""
         while not self.ended.wait(2):
             number = len(self.faults)
             newest = sorted(path.name for path in self.forks.folder.glob("outputs/sweep/[!.]*"))[-1:]
             sources = ["", "/train", "/sweep", *(f"/sweep/{name}" for name in newest)]
             source = f"outputs{sources[number % len(sources)]}"
-            self.faults.append(self.report(number, source) if number % 25 == 11 else self.table(number, source))
+            self.faults.append(self.report(number, source) if number in REPORTS else self.table(number, source))
 
     def table(self, number: int, source: str) -> str:
         """What is wrong with one table."""

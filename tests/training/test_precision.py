@@ -13,7 +13,9 @@ from kdrun.data.batch import make_batch
 from kdrun.data.encoding import EncodedSet
 from kdrun.losses import make_loss
 from kdrun.teachers.live import LiveTeacher
+from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
+from kdrun.training.optimizer import make_optimizer
 
 from .conftest import END
 
@@ -55,3 +57,36 @@ def test_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch: pytest.Monk
     assert choose_precision("auto", "cpu") == "bf16"
     assert choose_precision("auto", "mps") == "fp32"
     assert [choose_precision(wanted, "cpu") for wanted in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+
+def test_weights_stay_float32_and_keep_updates_that_bf16_would_lose(
+    student: Any, teacher: Any, rows: EncodedSet
+) -> None:
+    """2^-8 of a weight is bf16's step: updates of a thousandth would be rounded away."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    student = student.float()
+    before = {name: weight.detach().clone() for name, weight in student.named_parameters()}
+    optimizer = make_optimizer(student, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    settings = LoopSettings(
+        num_steps=3, batch_size=8, micro_batch_size=None, seed=0, clip_norm=None, learning_rate=lambda _: 1e-5,
+        log_every=1,
+    )  # fmt: skip
+    seen: set[torch.dtype] = set()
+    student.transformer.h[0].mlp.c_fc.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
+    loop = Loop(
+        StudentObjective(student, make_loss("akl")), optimizer, rows, settings, accelerator=accelerator,
+        teacher=LiveTeacher(teacher.float(), rows=None), pad_id=END,
+    )  # fmt: skip
+    for step in range(3):
+        loop.step(step)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == {torch.bfloat16}, "the products are of 16 bits"
+    assert {weight.dtype for weight in student.parameters()} == {torch.float32}
+    sums = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert {value.dtype for value in sums} == {torch.float32}
+    lost = [
+        bool(weight.ne(before[name]).any()) and torch.equal(weight.bfloat16(), before[name].bfloat16())
+        for name, weight in student.named_parameters()
+    ]
+    assert any(lost), "in bf16 these weights had not moved at all"
