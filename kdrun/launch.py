@@ -253,9 +253,7 @@ def plan(words: Sequence[str], conf: Path, *, gpu: str | None, utilisation: floa
     if value_of(typed, "resume") is not None:
         answer(_refuse_resume)
     overrides = [expand_short_key(word) for word in typed]
-    cells, _ = answer(
-        lambda: compose_with_models("train", overrides, read_flags(flags), conf, weights=False), typed
-    )
+    cells, _ = answer(lambda: compose_with_models("train", overrides, read_flags(flags), conf, weights=False), typed)
     answer(lambda: _check_trust(cells, typed))
     from kdrun.commands.plan import plan as run
 

@@ -28,6 +28,8 @@ class Forked:
         self.words = words
         self.folder = tempfile.TemporaryDirectory()
         self.streams = [Path(self.folder.name, name) for name in ("out", "err")]
+        for stream in self.streams:
+            stream.touch()
         environment = dict(os.environ) if environment is None else environment
         self.process = SERVER.Process(target=_become, args=(program, words, cwd, environment, self.streams))
         self.process.start()
@@ -59,7 +61,7 @@ class Forked:
 def _become(program: str, words: tuple[str, ...], cwd: Path, environment: dict[str, str], streams: list[Path]) -> None:
     gc.freeze()  # a search for garbage would copy every page of the parent
     for number, stream in enumerate(streams, start=1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(stream, os.O_WRONLY), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -32,10 +32,7 @@ def random_models(pair: PretrainedPair, shapes: Mapping[str, Any], *, weights: b
     """
     quiet_libraries()
     tokenizer = _tokenizer(pair)
-    return {
-        role: _folder(pair, role, shapes.get(role), tokenizer, weights=weights)
-        for role in ("teacher", "student")
-    }
+    return {role: _folder(pair, role, shapes.get(role), tokenizer, weights=weights) for role in ("teacher", "student")}
 
 
 def random_mark(pair: Any) -> dict[str, bool]:

@@ -64,7 +64,9 @@ class PretrainedPair(Section):
     def only_random_weights_have_other_shapes(self) -> Self:
         for key in ("layers", "tokenizer"):
             if (value := getattr(self, key)) is not None and not self.random_init:
-                raise ValueError(f"pair.{key}={value}: the checkpoints say it; leave it out, or type pair.random_init=true")
+                raise ValueError(
+                    f"pair.{key}={value}: the checkpoints say it; leave it out, or type pair.random_init=true"
+                )
         return self
 
 

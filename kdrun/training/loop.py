@@ -109,6 +109,7 @@ class Loop:
         prepared: Any = (objective, optimizer) if self.sharded else accelerator.prepare(objective, optimizer)
         self.objective, self.optimizer = prepared
         self._no_sync = kept_gathered if self.sharded else accelerator.no_sync
+        self._autocast = accelerator.autocast if self.sharded else nullcontext  # what is prepared has its own
         self.order = RowOrder(len(rows), batch_size=settings.batch_size, seed=settings.seed)
         self.steps_done = 0
         self.micro_batch_size = settings.micro_batch_size
@@ -245,7 +246,7 @@ class Loop:
                 count.texts if self.loss.mean_over == "texts" and not is_corpus else count.tokens, 1
             )
             for batch in batches:
-                with nullcontext() if batch is last else self._no_sync(self.objective), accelerator.autocast():
+                with nullcontext() if batch is last else self._no_sync(self.objective), self._autocast():
                     total, cross_entropy, divergence = self.objective(
                         batch, self.teacher, _probe(probed) if probe and not probed else None
                     )
@@ -270,7 +271,7 @@ class Loop:
         """The forward passes of a step for the loss alone, with the very dropout that the step will draw."""
         device = self.accelerator.device
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._no_sync(self.objective), self.accelerator.autocast():
+        with torch.random.fork_rng(devices=devices), self._no_sync(self.objective), self._autocast():
             for batch in batches:
                 self.objective(batch, self.teacher)
         self.loss.reduce(self._sum)

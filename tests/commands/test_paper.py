@@ -83,7 +83,9 @@ def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = rows if name == "dolly/train" else rows[:2]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    texts = ["Below is an instruction that describes a task. Write a response that appropriately completes the request."]
+    texts = [
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    ]
     train_tokenizer(texts * 9, vocab_size=400).save_pretrained(tmp_path / "tokenizer")
     return [
         "pair.random_init=true", "pair.layers=1", "pair.tokenizer=tokenizer", "data.path=dolly", "data.max_rows=8",
@@ -123,20 +125,26 @@ def test_random_weights_serve_a_fine_tuned_teacher_a_resumed_run_and_an_evaluati
     words = ["experiment=paper/gpt2", *dry, "pair.teacher=tiny", "pair.student=tiny"]
     tuned = ["role=teacher", "experiment/paper/row=sft", "train.save_every=10", "evaluate=false"]
     run_here("train", *words, *tuned, "hydra.run.dir=outputs/teacher")
-    made = {path.name: (path / "model.safetensors").read_bytes() for path in tmp_path.glob("outputs/random_init/gpt2-*")}
+    made = {
+        path.parent.name: path.read_bytes() for path in tmp_path.glob("outputs/random_init/gpt2-*/model.safetensors")
+    }
     assert len(made) == 2
     assert {read_json(tmp_path / "outputs/random_init" / name / "config.json")["n_layer"] for name in made} == {1}
     run_here("train", "resume=outputs/teacher", "train.max_steps=12")
     record = read_json(tmp_path / "outputs" / "teacher" / "run.json")
     assert (record["random_init"], record["resumed_from_step"]) == (True, 10)
 
-    scored = [word for word in words if word.startswith(("pair.", "data.", "eval.", "track."))]
+    scored = [word for word in words if word.startswith(("pair.", "data.", "eval.", "track."))] + [
+        "eval.suites=[dolly]"
+    ]
     run_here("evaluate", "pair=gpt2", "eval=paper_suites", "role=teacher", *scored, "hydra.run.dir=outputs/scored")
     record = read_json(tmp_path / "outputs" / "scored" / "run.json")
     assert record["random_init"] and Path(record["subject"]).name in made
     shutil.rmtree(tmp_path / "outputs" / "random_init")
     run_here("evaluate", "pair=gpt2", "eval=paper_suites", "role=teacher", *scored, "hydra.run.dir=outputs/again")
-    again = {path.name: (path / "model.safetensors").read_bytes() for path in tmp_path.glob("outputs/random_init/gpt2-*")}
+    again = {
+        path.parent.name: path.read_bytes() for path in tmp_path.glob("outputs/random_init/gpt2-*/model.safetensors")
+    }
     assert again == made
     refused = run_here("evaluate", "pair=gpt2", "eval=paper_suites", "role=sft", *scored, check=False)
     assert refused.returncode == 2 and "names no published fine-tuned student" in refused.stderr

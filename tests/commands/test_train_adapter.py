@@ -12,23 +12,38 @@ from kdrun.cli import CONF
 from kdrun.compose import compose_cells
 from kdrun.words import read_flags
 from tests.commands.test_train_resume import copied, facts
-from tests.conftest import SMALL, Kdrun, read_json
+from tests.conftest import SMALL, Kdrun, read_json, run_kdrun
 
 LORA = ["adapter=minillm", *SMALL, "pair.student_width=32", "train.max_steps=4"]
 CLOCK = ("train/generated_tokens_per_s", "train/generating_share")
-BITS = ["pair=gpt2", "data=unicode", "pair.teacher=outputs/teachers/tiny-unicode", "pair.student=outputs/lora"]
+BITS = [
+    "pair=gpt2",
+    "data=unicode",
+    "pair.teacher=outputs/teachers/tiny-unicode",
+    "pair.student=outputs/teachers/tiny-unicode",
+]
 
 
 @pytest.fixture(scope="module")
 def lora(workspace: Path) -> Path:
+    """A finished run with every part that an adapter meets: texts of the student's own, activations computed twice."""
+    run_kdrun(
+        "train", *LORA, "rollout=mixed", "rollout.share=0.5", "train.gradient_checkpointing=true", "train.save_every=2",
+        "hydra.run.dir=outputs/lora", cwd=workspace,
+    )  # fmt: skip
     return workspace / "outputs" / "lora"
 
 
+@pytest.fixture(scope="module")
+def cached(lora: Path, workspace: Path) -> Path:
+    """A run with a teacher that is not there, and a student that starts from the merged one, copied to outputs/base."""
+    shutil.copytree(lora / "student", lora.with_name("base"))
+    words = ["pair.student=outputs/base", "teacher=cached", "adapter=distillm", "train.lr=0.05", "train.save_every=4"]
+    run_kdrun("train", *LORA, *words, "hydra.run.dir=outputs/lora-cached", cwd=workspace)
+    return lora.with_name("lora-cached")
+
+
 def test_a_run_with_an_adapter_ends_in_a_plain_student_and_resumes_to_the_bit(kdrun_here: Kdrun, lora: Path) -> None:
-    kdrun_here(
-        "train", *LORA, "rollout=mixed", "rollout.share=0.5", "train.gradient_checkpointing=true", "train.save_every=2",
-        "hydra.run.dir=outputs/lora",
-    )  # fmt: skip
     student = AutoModelForCausalLM.from_pretrained(lora / "student")
     start = read_json(lora / "run.json")["student_start"]
     assert start["parameters"] == sum(p.numel() for p in student.parameters())
@@ -50,22 +65,19 @@ def test_a_run_with_an_adapter_ends_in_a_plain_student_and_resumes_to_the_bit(kd
 
 
 def test_what_its_own_evaluation_measured_is_what_evaluate_finds_in_the_saved_student(
-    kdrun_here: Kdrun, lora: Path
+    kdrun_here: Kdrun, cached: Path
 ) -> None:
     """A cached teacher, and a student that starts from the merged one; trained in the run, loaded in the evaluation."""
-    shutil.copytree(lora / "student", lora.with_name("base"))
-    words = ["pair.student=outputs/base", "teacher=cached", "adapter=distillm", "train.lr=0.05", "train.save_every=4"]
-    kdrun_here("train", *LORA, *words, "hydra.run.dir=outputs/lora-cached")
     settings = [word for word in SMALL if word.startswith(("eval.", "track."))]
     kdrun_here("evaluate", "run=outputs/lora-cached", *settings, "hydra.run.dir=outputs/lora-evaluated")
-    trained, loaded = (read_json(lora.with_name(f"lora-{name}") / "summary.json") for name in ("cached", "evaluated"))
+    trained, loaded = (read_json(run / "summary.json") for run in (cached, cached.with_name("lora-evaluated")))
     for metric in ("nll", "fkl"):
         assert trained[f"eval/{metric}"] == pytest.approx(loaded[metric], rel=1e-5)
 
 
-def test_adapters_do_not_go_on_from_another_base(kdrun_here: Kdrun, lora: Path) -> None:
-    run = copied(lora.with_name("lora-cached"), "lora-moved", status="interrupted")
-    file = lora.with_name("base") / "model.safetensors"
+def test_adapters_do_not_go_on_from_another_base(kdrun_here: Kdrun, cached: Path) -> None:
+    run = copied(cached, "lora-moved", status="interrupted")
+    file = cached.with_name("base") / "model.safetensors"
     save_file({name: weight * 1.01 for name, weight in load_file(file).items()}, file, metadata={"format": "pt"})
     done = kdrun_here("train", f"resume={run}", check=False)
     assert done.returncode == 2 and "base.sha256 was" in done.stderr, done.stderr

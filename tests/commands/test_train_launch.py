@@ -79,6 +79,7 @@ def test_several_ranks_make_the_student_and_the_records_of_one_process(alone: Pa
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_number_of_processes(alone: Path, workspace: Path, kdrun_here: Kdrun) -> None:
     """Two steps in two processes, as launch=ddp says, two in one, two in three."""
     here = "hydra.run.dir=outputs/moving"
@@ -95,6 +96,7 @@ def test_a_run_goes_on_in_another_number_of_processes(alone: Path, workspace: Pa
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl") if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_in_one_process_and_the_other_way_round(
     alone: Path, workspace: Path, kdrun_here: Kdrun
 ) -> None:
@@ -146,34 +148,54 @@ def test_ctrl_c_on_one_rank_stops_all_after_the_same_step_with_one_checkpoint(
     assert_same_student(folder, alone)
 
 
-@pytest.mark.slow
-def test_kdrun_starts_the_ranks_itself_and_a_killed_one_ends_them_all(alone: Path, workspace: Path) -> None:
-    words = [sys.executable, "-m", "kdrun", *WORDS, "launch=ddp", "launch.processes=2", "evaluate=false"]
-    here, dying = (f"hydra.run.dir=outputs/{name}" for name in ("two", "killed"))
-    subprocess.run([*words, "train.max_steps=6", here], cwd=workspace, check=True)
-    assert_same_student(workspace / "outputs" / "two", alone)
-    process = subprocess.Popen([*words, "train.max_steps=100000", dying], cwd=workspace, stderr=subprocess.PIPE)
-    metrics = workspace / "outputs" / "killed" / "metrics.jsonl"
+def launched(folder: str, workspace: Path) -> tuple[subprocess.Popen, list[str]]:
+    """kdrun with two ranks of its own, in the middle of a long training, and their process ids."""
+    words = [*WORDS, "launch=ddp", "launch.processes=2", "evaluate=false", "train.save_every=null"]
+    command = [sys.executable, "-m", "kdrun", *words, "train.max_steps=100000", f"hydra.run.dir=outputs/{folder}"]
+    process = subprocess.Popen(command, cwd=workspace, stderr=subprocess.PIPE)
+    metrics = workspace / "outputs" / folder / "metrics.jsonl"
     while not (metrics.exists() and "train/loss" in metrics.read_text()):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    [rank] = [pid for pid in children if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    return process, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+@pytest.mark.slow
+def test_kdrun_starts_the_ranks_itself_and_a_killed_one_ends_them_all(workspace: Path) -> None:
+    process, children = launched("killed", workspace)
+    [rank] = [
+        pid for pid in children if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes().replace(b"_RANK", b"")
+    ]
     os.kill(int(rank), signal.SIGKILL)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert b"kdrun: rank 1 was ended by SIGKILL, and with it the run\n" in err
-    record = read_json(metrics.parent / "run.json")
+    record = read_json(workspace / "outputs" / "killed" / "run.json")
     assert (record["status"], record["error"]) == ("failed", "rank 1 was ended by SIGKILL")
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_them_as_well(alone: Path, workspace: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "kdrun"]
-    words = [*WORDS, "train.max_steps=6", "evaluate=false", "hydra.run.dir=outputs/torchrun"]
-    subprocess.run([*torchrun, *words], cwd=workspace, check=True)
-    assert_same_student(workspace / "outputs" / "torchrun", alone)
+def test_ctrl_c_goes_on_to_the_ranks_which_leave_one_checkpoint(workspace: Path) -> None:
+    process, _ = launched("typed", workspace)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().count("stopping when this step is done") == err.decode().count("kdrun: interrupted") == 1
+    folder = workspace / "outputs" / "typed"
+    assert read_json(folder / "run.json")["status"] == "interrupted"
+    step = read_lines(folder / "metrics.jsonl")[-1]["step"]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{step}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["kdrun", "torchrun"])
+def test_whoever_starts_the_ranks_the_student_is_the_same(launcher: str, alone: Path, workspace: Path) -> None:
+    words = [*WORDS, "train.max_steps=6", "evaluate=false", f"hydra.run.dir=outputs/{launcher}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    start, more = ([], ["launch=ddp", "launch.processes=2"]) if launcher == "kdrun" else (torchrun, [])
+    subprocess.run([sys.executable, *start, "-m", "kdrun", *words, *more], cwd=workspace, check=True)
+    assert_same_student(workspace / "outputs" / launcher, alone)
 
 
 @pytest.mark.parametrize(

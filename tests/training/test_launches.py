@@ -174,6 +174,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in "01"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_make_the_steps_of_one(name: str, measured: list[dict]) -> None:
     alone = measured[0][name]["alone"]
@@ -187,6 +188,7 @@ def test_two_processes_make_the_steps_of_one(name: str, measured: list[dict]) ->
     assert measured[0][name]["together"]["weights"], "rank 0 has the student whole"
 
 
+@pytest.mark.slow
 def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk(measured: list[dict]) -> None:
     """The one block is gathered for every forward and backward pass; what is left is embeddings, last norm and head."""
     once, in_chunks, in_four_micro_batches = measured[0]["gathers"]
