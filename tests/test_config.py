@@ -34,7 +34,10 @@ def config_of(*words: str, command: str = "train") -> TrainConfig:
     return compose_cells(command, list(words), NO_FLAGS, CONF)[0].config
 
 
-@pytest.mark.parametrize("choice", options("loss", "rollout", "pair", "data", "teacher", "train", "launch", "eval", "track"))
+TRAINS = ("loss", "rollout", "pair", "data", "teacher", "adapter", "train", "launch", "eval", "track")
+
+
+@pytest.mark.parametrize("choice", options(*TRAINS))
 def test_every_choice_of_the_train_config_is_allowed(choice: str) -> None:
     assert config_of(choice, *EXTRA.get(choice, []))
 

@@ -70,7 +70,7 @@ def _folder(pair: PretrainedPair, role: str, known: Any, tokenizer: Any, *, weig
     outputs = Path(os.environ.get("KDRUN_OUTPUTS", "outputs"))
     folder = outputs / PLACE / f"{pair.name}-{role}-{text_sha256(told)[:12]}"
     with claim(folder):
-        if (folder / "model.safetensors").exists() or (folder.exists() and not weights):
+        if any(folder.glob("*.safetensors")) or (folder.exists() and not weights):
             return folder
         aside = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)

@@ -148,7 +148,8 @@ class TeacherTexts:
             return generate(
                 teacher.model, [rows.prompt(row).tolist() for row in block], self.sampling, mixed_with=alone,
                 eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id, batch_size=self.section.batch_size,
-                seed=[self.section.seed, STREAM, sample], indices=block, limits=[self.limits[row] for row in block], advance=advance,
+                seed=[self.section.seed, STREAM, sample], indices=block, limits=[self.limits[row] for row in block],
+                advance=advance,
             )  # fmt: skip
 
         return write

@@ -57,7 +57,7 @@ class TeacherText(Drawn):
     def server_has_a_model(self) -> Self:
         if (self.server is None) != (self.server_model is None):
             raise ValueError(
-                f"rollout.server={self.server or 'null'}: rollout.server and rollout.server_model go together; type for example "
+                f"rollout.server={self.server or 'null'}: rollout.server and rollout.server_model go together; type "
                 "rollout.server=http://127.0.0.1:8000/v1 rollout.server_model=NAME"
             )
         return self

@@ -9,7 +9,10 @@ from kdrun.analysis.comparison import read_rows
 from kdrun.runs.directory import RunDirectory, write_json
 from tests.analysis.made_runs import add_evaluation, make_run, numbered
 
-WORDS = ("loss=akl", "rollout=mixed", "rollout.share=0.3", "data.max_rows=9", "eval.num_examples=3", "teacher=cached", "seed=4")
+WORDS = (
+    "loss=akl", "rollout=mixed", "rollout.share=0.3", "data.max_rows=9", "eval.num_examples=3", "teacher=cached",
+    "seed=4",
+)  # fmt: skip
 
 
 def student(folder: Path, loss: str = "akl", **pair: str) -> Path:
