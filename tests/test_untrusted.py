@@ -265,7 +265,10 @@ FORBIDDEN = {
 }  # fmt: skip
 PICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "jsonpickle"}
 # Programs with fixed words, none of them from a file: the driver's list of GPUs, git, the C compiler, kdrun itself.
-MAY_START_PROGRAMS = {"runs/gpus.py", "runs/provenance.py", "native/compiled.py", "bench/startup.py"}
+MAY_START_PROGRAMS = {
+    "runs/gpus.py", "runs/provenance.py", "native/compiled.py", "bench/startup.py",
+    "commands/launching.py",  # itself, once a rank
+}  # fmt: skip
 # yaml.load with a subclass of SafeLoader that refuses one tag more than it.
 MAY_LOAD_YAML = {"evaluation/harness.py"}
 

@@ -155,7 +155,8 @@ def _model_config(config: TrainConfig, role: str, tokenizer: Any) -> Any:
             f"folder, or type hf download {reference} config.json"
         ) from error
     try:
-        found = AutoConfig.from_pretrained(folder, trust_remote_code=bool(getattr(pair, "trust_remote_code", False)))
+        trust_remote_code = bool(getattr(pair, "trust_remote_code", False))
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises its own
         raise UserError(
             f"{key}={reference}: its config cannot be read ({' '.join(str(error).split())[:200]})"

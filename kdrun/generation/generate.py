@@ -93,7 +93,7 @@ def generate(
         raise ValueError(f"prompt {[len(prompt) for prompt in prompts].index(0)} has no token: nothing to continue")
     limits = [min(limit, sampling.max_new_tokens) for limit in limits]
     sizes = [(len(prompt), limit) for prompt, limit in zip(prompts, limits, strict=True)]
-    models = [model, mixed_with.teacher] if mixed_with is not None else [model]
+    models = [model] if mixed_with is None or mixed_with.teacher is model else [model, mixed_with.teacher]
     for each in models:
         refuse_overrun(each, *max(sizes, key=sum, default=(0, 0)))
         _refuse_other_state(each)

@@ -44,5 +44,5 @@ def write_weights(folder: Path, *, dtype: str) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         AutoModelForCausalLM.from_config(config, dtype=getattr(torch, DTYPES[dtype])).save_pretrained(folder)

@@ -2,6 +2,8 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from kdrun.errors import UserError
+from kdrun.generation import reading
 from kdrun.generation.generate import Generation, Sampling, generate
 from kdrun.generation.reading import Mixture
 
@@ -126,3 +129,20 @@ def test_a_share_outside_0_to_1_and_a_teacher_with_too_few_positions_are_refused
             Mixture(None, share, ROWS)
     with pytest.raises(UserError, match="8 tokens and the model has 20 positions"):
         written(llama(ROWS), Sampling(13), mixed_with=Mixture(gpt2(ROWS, positions=20), 0.2, ROWS))
+
+
+def test_a_model_mixed_with_itself_leaves_torchs_setting_of_products_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher alone writes as a mixture of itself; its head hooked twice would be closed in the wrong order."""
+    setting = [0]
+
+    @contextmanager
+    def changed() -> Iterator[None]:
+        before = setting[0]
+        setting[0] = before + 1
+        yield
+        setting[0] = before
+
+    monkeypatch.setattr(reading, "fast_float32_products", changed)
+    model = gpt2(ROWS)
+    written(model, Sampling(3), mixed_with=Mixture(model, 1.0, ROWS))
+    assert setting == [0]
