@@ -16,20 +16,17 @@ import numpy as np
 from kdrun.bench.contest import Contestant, Plan, Target, Work
 from kdrun.bench.lane import Lane, LaneWork
 from kdrun.bench.pair import Pair, PairInputs
-from kdrun.bench.step import train_with_trl
+from kdrun.bench.step import StepCase, train_with_trl
 
 ON_POLICY, APART = "kdrun, on-policy step", "kdrun, writing, then an off-policy step"
 WRITING, OFF_POLICY, TRL = "kdrun, writing alone", "kdrun, off-policy step alone", "TRL GKDTrainer, on-policy"
 
 
 @dataclass(frozen=True)
-class RolloutCase:
-    """One pair and its prompts; num_steps: the timed ones and the warm-up."""
+class RolloutCase(StepCase):
+    """One pair and its prompts, each with so many tokens to write."""
 
-    pair: Pair
     max_new_tokens: int
-    num_steps: int
-    threads: int | None
 
     @property
     def label(self) -> str:
@@ -40,15 +37,6 @@ class RolloutCase:
     def sizes(self) -> dict[str, float]:
         """Batch, longest row, vocabulary and length of the texts."""
         return {**self.pair.sizes, "max_new_tokens": self.max_new_tokens}
-
-    @property
-    def device(self) -> str:
-        """Where all train."""
-        return self.pair.device
-
-    def build(self) -> PairInputs:
-        """Rows and tokenizer."""
-        return self.pair.build()
 
     def contestants(self) -> list[Contestant]:
         """The step, its parts together and alone, and TRL's."""
@@ -64,7 +52,7 @@ class RolloutCase:
 
 def plan(*, pair: Pair, max_new_tokens: int, repetitions: int, threads: int | None) -> Plan:
     """One case. The target: an on-policy step takes at most 1.3 x its parts, measured apart."""
-    case = RolloutCase(pair, max_new_tokens, repetitions + 1, threads)
+    case = RolloutCase(pair, repetitions + 1, threads, max_new_tokens)
     targets = [Target(ON_POLICY, APART, 1.3)]
     return Plan([case], [], ON_POLICY, targets, axis=None, memory_means="the whole process")
 
