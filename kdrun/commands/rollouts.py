@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.commands.assembly import Models, RunSets
-from kdrun.commands.teacher_texts import teacher_texts
+from kdrun.commands.teacher_texts import drawn_by, teacher_texts
 from kdrun.commands.teachers import RunTeacher
 from kdrun.config import TrainConfig
 from kdrun.config.rollouts import AdaptiveText, Drawn, MixedText, OwnText, TeacherText
@@ -60,7 +60,6 @@ def build_rollout(
 
 def _writer(config: TrainConfig, section: Drawn, models: Models, teacher: RunTeacher, accelerator: Any) -> Any:
     from kdrun.generation.reading import Mixture
-    from kdrun.generation.sampling import Sampling
     from kdrun.rollouts.writer import StudentWriter
 
     share = section.teacher_share if isinstance(section, OwnText) else 0.0
@@ -69,10 +68,7 @@ def _writer(config: TrainConfig, section: Drawn, models: Models, teacher: RunTea
         mixed_with = Mixture(live.model, share, len(live.head.weight_VD))
     return StudentWriter(
         models.student,
-        Sampling(
-            section.max_new_tokens or config.data.max_tokens, temperature=section.temperature, top_k=section.top_k,
-            top_p=section.top_p,
-        ),
+        drawn_by(section, config.data.max_tokens),
         eos_id=models.tokenizer.eos_token_id, pad_id=models.tokenizer.pad_token_id, batch_size=section.batch_size,
         max_tokens=config.data.max_tokens, seed=config.seed, mixed_with=mixed_with, autocast=accelerator.autocast,
     )  # fmt: skip

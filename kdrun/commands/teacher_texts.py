@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kdrun.commands.assembly import Models
 from kdrun.commands.teachers import found_weights, free_memory, live_teacher, shared_with, teacher_form
 from kdrun.config import TrainConfig
-from kdrun.config.rollouts import TeacherText
+from kdrun.config.rollouts import Drawn, TeacherText
 from kdrun.data.encoding import EncodedSet
 from kdrun.models.loading import local_folder
 from kdrun.runs.directory import claim
@@ -22,8 +22,19 @@ from kdrun.teachers.hashing import file_sha256, text_sha256, tokenizer_sha256
 from kdrun.teachers.listing import record_use
 from kdrun.teachers.manifest import canonical, short_name
 
+if TYPE_CHECKING:
+    from kdrun.generation.sampling import Sampling
+
 log = logging.getLogger(__name__)
 STREAM = 1 << 32  # in the seed of the teacher's text: no step of a training, whose texts are the student's, has it
+
+
+def drawn_by(section: Drawn, max_tokens: int) -> Sampling:
+    """How a rollout draws text to rows of at most `max_tokens`, prompt included."""
+    from kdrun.generation.sampling import Sampling
+
+    most = section.max_new_tokens or max_tokens
+    return Sampling(most, temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
 
 
 def teacher_texts(
@@ -60,15 +71,11 @@ class TeacherTexts:
             UserError: when the teacher speaks another vocabulary, or nothing says which weights it has.
         """
         from kdrun.generation.answers import answer_limits
-        from kdrun.generation.sampling import Sampling
 
         assert isinstance(config.rollout, TeacherText)
         self.config, self.section, self.models, self.rows, self.say = config, config.rollout, models, rows, say
         section, max_tokens = self.section, config.data.max_tokens
-        self.sampling = Sampling(
-            section.max_new_tokens or max_tokens, temperature=section.temperature, top_k=section.top_k,
-            top_p=section.top_p,
-        )  # fmt: skip
+        self.sampling = drawn_by(section, max_tokens)
         self.limits = answer_limits(
             rows, range(len(rows)), max_new_tokens=self.sampling.max_new_tokens, max_tokens=max_tokens
         )

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdrun.data.encoding import EncodedSet
-from kdrun.rollouts.rollout import Part, Rows, StudentText
+from kdrun.rollouts.rollout import OnPolicy, Part, Rows
 from kdrun.rollouts.writer import StudentWriter
 
 
-class Adaptive(StudentText):
+class Adaptive(OnPolicy):
     """Steps on the student's text, new or replayed, as often as the validation loss asks for."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Adaptive(StudentText):
         Args:
             threshold: phi at the start, in [0, 1]; margin: in nats per token; buffer_size: in texts.
         """
-        super().__init__(encoded, writer, share=lambda progress: self.threshold, num_steps=num_steps, seed=seed)
+        super().__init__(encoded, writer, num_steps=num_steps, seed=seed)
         self.threshold, self.threshold_step, self.margin = threshold, threshold_step, margin
         self.buffer_size, self.buffer = buffer_size, encoded.subset([])
         self.reference: float | None = None

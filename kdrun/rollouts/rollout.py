@@ -56,27 +56,14 @@ class Rollout:
         """Takes back what `state_dict` gave."""
 
 
-class StudentText(Rollout):
-    """On-policy: a share of the steps learns what the student writes in them, to the prompts of their rows.
+class OnPolicy(Rollout):
+    """What the rollouts share whose text the student writes during the training."""
 
-    Share 1 is `rollout=student`; below it GKD's mixture (arXiv 2306.13649): a step is the one or the other, decided by
-    (seed, step) alone, so on all ranks alike.
-    """
-
-    def __init__(
-        self, encoded: EncodedSet, writer: StudentWriter, *, share: Callable[[float], float], num_steps: int, seed: int
-    ) -> None:
-        """
-        Args:
-            share: of the student at a progress in [0, 1): in [0, 1].
-        """
+    def __init__(self, encoded: EncodedSet, writer: StudentWriter, *, num_steps: int, seed: int) -> None:
         super().__init__(encoded)
-        self.students, self.share, self.num_steps, self.seed = writer, share, num_steps, seed
+        self.students, self.num_steps, self.seed = writer, num_steps, seed
         self.teacher_share = writer.teacher_share
         self.steps = self.student_steps = 0  # since the last report
-
-    def parts(self, step: int, rows: Rows) -> list[Part]:
-        return [self._part(step, rows, self.stream(step).random() < self.share(step / self.num_steps))]
 
     def stream(self, step: int) -> np.random.Generator:
         """The random numbers that decide about a step. No text is drawn with them, as row 0's would be from [seed,
@@ -84,12 +71,11 @@ class StudentText(Rollout):
         return np.random.default_rng(np.random.SeedSequence([self.seed, step], spawn_key=(0,)))
 
     def _part(self, step: int, rows: Rows, is_students: bool) -> Part:
+        """The rows as they are, or their prompts with what the student writes now."""
         self.steps += 1
         self.student_steps += is_students
-        return self._written(step, rows) if is_students else Part(self.writer, self.encoded, rows)
-
-    def _written(self, step: int, rows: Rows) -> Part:
-        """The student's text to the prompts of these rows, written now."""
+        if not is_students:
+            return Part(self.writer, self.encoded, rows)
         texts = self.students.write(self.encoded, rows, step)
         return Part("student", texts, np.arange(len(texts)))
 
@@ -106,11 +92,32 @@ class StudentText(Rollout):
         self.students.load_state_dict(state["written"])
 
 
-class Contrastive(StudentText):
+class StudentText(OnPolicy):
+    """On-policy: a share of the steps learns what the student writes in them, to the prompts of their rows.
+
+    Share 1 is `rollout=student`; below it GKD's mixture (arXiv 2306.13649): a step is the one or the other, decided by
+    (seed, step) alone, so on all ranks alike.
+    """
+
+    def __init__(
+        self, encoded: EncodedSet, writer: StudentWriter, *, share: Callable[[float], float], num_steps: int, seed: int
+    ) -> None:
+        """
+        Args:
+            share: of the student at a progress in [0, 1): in [0, 1].
+        """
+        super().__init__(encoded, writer, num_steps=num_steps, seed=seed)
+        self.share = share
+
+    def parts(self, step: int, rows: Rows) -> list[Part]:
+        return [self._part(step, rows, self.stream(step).random() < self.share(step / self.num_steps))]
+
+
+class Contrastive(OnPolicy):
     """The teacher's text and the student's to the same prompts, side by side; each half's mean counts 1/2."""
 
     def __init__(self, encoded: EncodedSet, writer: StudentWriter, *, num_steps: int, seed: int) -> None:
-        super().__init__(encoded, writer, share=lambda progress: 1.0, num_steps=num_steps, seed=seed)
+        super().__init__(encoded, writer, num_steps=num_steps, seed=seed)
         self.writer = "teacher"
 
     def parts(self, step: int, rows: Rows) -> list[Part]:

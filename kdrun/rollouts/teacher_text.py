@@ -106,26 +106,20 @@ def read_texts(
     if not is_ours or seal(manifest) != manifest:
         raise damaged(folder / MANIFEST, "is not what this run's teacher, prompts and settings wrote", folder)
     check_files(folder, manifest)
-    parts, num_cut = [], 0
+    numbers: list[int] = []
+    texts: list[Generation] = []
     for name, block in blocks.items():
         try:
-            texts = _read(folder / name, block, samples)
-            numbers = np.repeat(block, samples).tolist()
-            fit = all(len(t.token_ids) + t.finished <= limits[row] for row, t in zip(numbers, texts, strict=True))
-            if not fit or any(not 0 <= token < identity["vocabulary"] for t in texts for token in t.token_ids):
+            own_numbers, own = np.repeat(block, samples).tolist(), _read(folder / name, block, samples)
+            fit = all(len(t.token_ids) + t.finished <= limits[row] for row, t in zip(own_numbers, own, strict=True))
+            if not fit or any(not 0 <= token < identity["vocabulary"] for t in own for token in t.token_ids):
                 raise ValueError("a text that is too long, or of tokens that the student lacks")
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise damaged(folder / name, f"is no file of texts ({' '.join(str(error).split())})", folder) from error
-        parts.append(answered(rows, numbers, texts, eos_id=eos_id))
-        num_cut += sum(not text.finished for text in texts)
-    written = EncodedSet.of_rows(
-        [part.row(i)[0] for part in parts for i in range(len(part))],
-        np.concatenate([part.prompt_lengths for part in parts]),
-        np.concatenate([part.example_index for part in parts]),
-    )
-    return replace(
-        written, num_dropped=rows.num_dropped, num_cut_prompts=rows.num_cut_prompts, num_cut_responses=num_cut
-    )
+        numbers += own_numbers
+        texts += own
+    num_cut = sum(not text.finished for text in texts)
+    return replace(answered(rows, numbers, texts, eos_id=eos_id), num_cut_responses=num_cut)
 
 
 def _blocks(num_rows: int) -> dict[str, range]:
