@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -76,13 +77,22 @@ def absl_leaves_the_capture_open() -> None:
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a finished teacher in outputs/teachers/tiny-unicode."""
-    folder = tmp_path_factory.mktemp("workspace")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a teacher was trained; tests work in copies."""
+    folder = tmp_path_factory.mktemp("taught")
     run_kdrun(
         "train", "role=teacher", "loss=sft", "train=tiny_teacher", "name=teacher", "train.save_every=null",
         *SMALL, "train.max_steps=4", "evaluate=false", "hydra.run.dir=outputs/teachers/tiny-unicode", cwd=folder,
     )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a finished teacher in outputs/teachers/tiny-unicode, a file of tests' own: no run of
+    another's is in the way, whichever ran before in this process."""
+    folder = tmp_path_factory.mktemp("workspace")
+    shutil.copytree(taught / "outputs" / "teachers", folder / "outputs" / "teachers")
     return folder
 
 
