@@ -149,10 +149,13 @@ class Together:
             shutil.copytree(self.killed(), folder)
             processes, said = self.both(name, "train", f"resume=outputs/{name}")
         else:
+            gate = self.forks.context.Barrier(2)  # the second one is ready before it is let in: the first is short
+            second = self.forks.start(f"{name}-b", "train", f"resume=outputs/{name}", gate=gate)
             first = self.forks.start(f"{name}-a", "train", *LONG, f"hydra.run.dir=outputs/{name}")
             wait(first, lambda: len(lines(folder)) > 5 * (number - RESUMED))
-            processes = [first, self.forks.start(f"{name}-b", "train", f"resume=outputs/{name}")]
-            finish(processes[1])
+            gate.wait()
+            processes = [first, second]
+            finish(second)
             finish(first)
             said = [self.forks.said(f"{name}-{one}") for one in "ab"]
         if sorted(codes(processes)) != [0, 2]:
