@@ -104,21 +104,24 @@ class PairInputs:
         from kdrun.training.loop import Loop, LoopSettings
         from kdrun.training.objective import StudentObjective
         from kdrun.training.optimizer import make_optimizer
+        from kdrun.training.placement import Placement
 
         pair = self.pair
         accelerator = Accelerator(
             cpu=pair.device == "cpu", mixed_precision="bf16" if pair.precision == "bf16" else "no"
         )
-        student = self.student().to(accelerator.device).train()
+        student = self.student().train()
         return Loop(
-            StudentObjective(student, loss, kd_ratio=1.0),
-            make_optimizer(student, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0),
+            Placement(
+                StudentObjective(student, loss, kd_ratio=1.0),
+                lambda: make_optimizer(student, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0),
+                accelerator,
+            ),
             self.rows,
             LoopSettings(
                 num_steps=num_steps, batch_size=pair.batch_size, micro_batch_size=None, seed=pair.seed, clip_norm=1.0,
                 learning_rate=lambda _: LEARNING_RATE, log_every=num_steps + 1,
             ),
-            accelerator=accelerator,
             teacher=teacher,
             pad_id=self.tokenizer.pad_token_id,
         )  # fmt: skip

@@ -82,9 +82,9 @@ def run_ours(given: tuple[PairInputs, int, int], lane: Lane, *, fused: bool, par
     teacher = LiveTeacher(inputs.teacher().to(pair.device), rows=None)
     loop = inputs.loop(make_loss("rkl"), teacher, num_steps=num_steps)
     writer = StudentWriter(
-        loop.unwrapped.student, Sampling(max_new_tokens), eos_id=inputs.tokenizer.eos_token_id,
+        loop.placement.plain.student, Sampling(max_new_tokens), eos_id=inputs.tokenizer.eos_token_id,
         pad_id=inputs.tokenizer.pad_token_id, batch_size=pair.batch_size, max_tokens=pair.max_tokens, seed=pair.seed,
-        autocast=loop.accelerator.autocast,
+        autocast=loop.placement.accelerator.autocast,
     )  # fmt: skip
     writes, learns = parts
     if fused:

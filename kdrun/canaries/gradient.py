@@ -19,6 +19,7 @@ from kdrun.models.heads import body_of
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 
 KD_RATIO = 0.5  # of the textbook's objective: both parts count
 SPLIT = 1e-6  # of the gradient's norm: float32 sums in another order
@@ -190,10 +191,10 @@ def _loop(
         num_steps=num_steps, batch_size=len(rows), micro_batch_size=micro, seed=0, clip_norm=None,
         learning_rate=_no_rate, log_every=1,
     )  # fmt: skip
-    return Loop(
-        objective, _Recorder(_trained(patient.student), lr=0.0), rows, settings, teacher=teacher,
-        accelerator=accelerator or _accelerator(patient.device), pad_id=patient.tokenizer.pad_token_id,
-    )  # fmt: skip
+    placement = Placement(
+        objective, lambda: _Recorder(_trained(patient.student), lr=0.0), accelerator or _accelerator(patient.device)
+    )
+    return Loop(placement, rows, settings, teacher=teacher, pad_id=patient.tokenizer.pad_token_id)
 
 
 def _no_rate(_step: int) -> float:
@@ -210,7 +211,8 @@ def _accelerator(device: torch.device) -> Any:
 
 def _gradient(loop: Loop) -> tuple[Tensor, ...]:
     loop.step(0)
-    recorder: Any = getattr(loop.optimizer, "optimizer", loop.optimizer)  # accelerate wraps it
+    optimizer = loop.placement.optimizer
+    recorder: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     return recorder.gradient
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdrun.commands.assembly import choose_device, choose_precision
 from kdrun.config import TrainConfig
@@ -19,6 +19,10 @@ from kdrun.runs.directory import RECORD, let_go, write_json
 from kdrun.runs.gpus import visible_gpus
 from kdrun.runs.ranks import from_rank_zero, join, num_ranks
 from kdrun.runs.records import read_json
+
+if TYPE_CHECKING:
+    from kdrun.training.objective import StudentObjective
+    from kdrun.training.placement import Placement
 
 # When one rank has failed: for the others to end by themselves, and then on SIGTERM, before they are killed.
 GRACE_S = 5
@@ -75,9 +79,17 @@ def make_accelerator(config: TrainConfig, device: str) -> Any:
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
-def sharded_student(config: TrainConfig) -> bool:
-    """Whether the ranks share one student, gradients and optimiser."""
-    return isinstance(config.launch, Fsdp) and num_ranks() > 1
+def place(
+    config: TrainConfig, objective: StudentObjective, make_optimizer: Callable[[], Any], accelerator: Any
+) -> Placement:
+    """The student of an objective, and its optimiser, over the ranks as launch= says."""
+    from kdrun.training.placement import Placement
+
+    if num_ranks() == 1 or not isinstance(config.launch, Fsdp):
+        return Placement(objective, make_optimizer, accelerator)
+    from kdrun.training.sharding import Sharded
+
+    return Sharded(objective, make_optimizer, accelerator)
 
 
 def teacher_sharding(config: TrainConfig, device: Any) -> Callable[[Any], None] | None:

@@ -6,9 +6,8 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from kdrun.commands.assembly import (
@@ -24,7 +23,7 @@ from kdrun.commands.assembly import (
     save_trained,
 )
 from kdrun.commands.doctor import check_start
-from kdrun.commands.launching import make_accelerator, sharded_student, teacher_sharding
+from kdrun.commands.launching import make_accelerator, place, teacher_sharding
 from kdrun.commands.preconditions import check_material
 from kdrun.commands.random_init import random_mark
 from kdrun.commands.rollouts import build_rollout, with_teacher_text
@@ -50,6 +49,9 @@ from kdrun.runs.signals import HeldSignals, SharedSignals
 from kdrun.runs.sweep import objective
 from kdrun.runs.tracker import Tracker
 from kdrun.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from kdrun.training.loop import Loop
 
 log = logging.getLogger(__name__)
 
@@ -248,13 +250,10 @@ class Training:
         from kdrun.training.memory import peak_memory_gib
         from kdrun.training.objective import StudentObjective
         from kdrun.training.optimizer import learning_rate, make_optimizer
-        from kdrun.training.sharding import gather, shard_student, with_student
 
         settings, tokenizer = self.config.train, models.tokenizer
         # Dropout must not depend on how the teacher came to be, and no two ranks drop alike.
         torch.manual_seed(self.config.seed + (rank() << 32))
-        if not (sharded := sharded_student(self.config)):
-            models.student.to(accelerator.device)
         models.student.train()
         if settings.gradient_checkpointing:
             models.student.gradient_checkpointing_enable()
@@ -266,12 +265,14 @@ class Training:
             models.student, loss, rows=teacher.rows, chunk_tokens=settings.chunk_tokens,
             teacher_share=rollout.teacher_share, compiled=compiled, **mix,
         )  # fmt: skip
-        kept = replace(models, student=shard_student(objective, accelerator.device)) if sharded else models
-        optimizer = make_optimizer(
-            models.student, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-        )
+        placement = place(
+            self.config, objective,
+            lambda: make_optimizer(models.student, lr=settings.lr, betas=settings.betas, eps=settings.eps,
+                                   weight_decay=settings.weight_decay),
+            accelerator,
+        )  # fmt: skip
         loop = Loop(
-            objective, optimizer, rows,
+            placement, rows,
             LoopSettings(
                 num_steps=num_steps, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size,
                 seed=self.config.seed, clip_norm=settings.clip_norm, log_every=settings.log_every,
@@ -279,12 +280,11 @@ class Training:
                     step, num_steps=num_steps, lr=settings.lr, lr_min=settings.lr_min, schedule=settings.schedule,
                     warmup_steps=settings.warmup_steps),
             ),
-            accelerator=accelerator,
             teacher=teacher.sets.get("train") if loss.needs_teacher else None,
             pad_id=tokenizer.pad_token_id,
             rollout=rollout,
         )  # fmt: skip
-        start, earlier_s = self._restore(optimizer, loss, loop)
+        start, earlier_s = self._restore(loop)
         file = MetricsFile(self.run.path / "metrics.jsonl")
         begun, saved = time.monotonic() - earlier_s, start
         held = SharedSignals() if num_ranks() > 1 else HeldSignals()
@@ -299,7 +299,7 @@ class Training:
             due = step in (0, num_steps) or (settings.valid_every and step % settings.valid_every == 0)
             if due and step not in self.validated:
                 size = loop.micro_batch_size or settings.batch_size
-                means = with_student(objective, lambda: self._validate(models, teacher, valid, batch_size=size))
+                means = placement.with_student(lambda: self._validate(models, teacher, valid, batch_size=size))
                 report(step, means, part="valid")
                 self.validated[step] = means["nll"]
                 rollout.validated(means["nll"])
@@ -307,15 +307,14 @@ class Training:
         def save(step: int) -> None:
             nonlocal saved
             file.sync()
-            if sharded:
-                gather(models.student, kept.student)
+            student = placement.student()
             state = {
                 "loss": loss.state_dict(), "loop": loop.state_dict(), "time_s": time.monotonic() - begun,
                 "validated": step in self.validated,
             }  # fmt: skip
             save_checkpoint(
-                self.checkpoints, step, run=self.run_id, model=kept.adapter or kept.student, tokenizer=tokenizer,
-                optimizer=optimizer, state=state, keep=settings.keep_checkpoints,
+                self.checkpoints, step, run=self.run_id, model=models.adapter or student, tokenizer=tokenizer,
+                placement=placement, state=state, keep=settings.keep_checkpoints,
             )  # fmt: skip
             saved = step
 
@@ -338,9 +337,8 @@ class Training:
             with progress(self.config.name, num_steps, done=start) as bar:
                 loop.run(start_step=start, on_step=on_step, between=validate, held=held)
             with held:
-                if sharded:
-                    gather(models.student, kept.student)
-                self._save(kept)
+                models.student = placement.student()
+                self._save(models)
         except (KeyboardInterrupt, SystemExit):
             if loop.steps_done > saved and not held.broken:
                 save(loop.steps_done)
@@ -352,13 +350,13 @@ class Training:
         finally:
             file.close()
             held.close()
-        if sharded:
-            models.student = kept.student and kept.student.to(accelerator.device)  # whole, of rank 0 alone
-        else:
+        if models.student is not None:
+            if models.student is not objective.student:  # rank 0's copy, on the CPU
+                models.student.to(accelerator.device)
             models.student.eval()
         self.metrics |= {"steps": num_steps, "loop_s": round(time.monotonic() - begun, 2)}
 
-    def _restore(self, optimizer: Any, loss: Any, loop: Any) -> tuple[int, float]:
+    def _restore(self, loop: Loop) -> tuple[int, float]:
         """Go on from the checkpoint of a resumed run; returns the steps done and the seconds that they took."""
         step = self.resumed.step if self.resumed else 0
         if self.config.resume:  # of step 0, the lines are made again when there is no checkpoint
@@ -368,8 +366,8 @@ class Training:
                 self.validated |= {line["step"]: line["valid/nll"]} if "valid/nll" in line else {}
         if self.resumed is None:
             return 0, 0.0
-        state = self.resumed.restore(optimizer)
-        loss.load_state_dict(state["loss"])
+        state = self.resumed.restore(loop.placement)
+        loop.loss.load_state_dict(state["loss"])
         loop.load_state_dict(state["loop"])
         if step in self.validated and not state["validated"]:
             loop.rollout.validated(self.validated[step])

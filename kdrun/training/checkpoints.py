@@ -20,7 +20,7 @@ from kdrun.models.loading import save_model
 from kdrun.runs.folders import remove_folder, remove_leftovers, replace_folder
 from kdrun.runs.ranks import every_rank, rank
 from kdrun.teachers.hashing import files_sha256
-from kdrun.training.sharding import sharded_like, whole
+from kdrun.training.placement import Placement
 
 MANIFEST = "manifest.json"
 
@@ -39,8 +39,8 @@ class Checkpoint:
         """The model's folder."""
         return self.folder / "student"
 
-    def restore(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put the optimiser and torch's random state back; returns what `save` was given as `state`.
+    def restore(self, placement: Placement) -> dict[str, Any]:
+        """Put the optimiser and torch's random state back; returns what `save_checkpoint` was given as `state`.
 
         A rank that the run did not have before keeps the random state that it has.
         """
@@ -51,12 +51,7 @@ class Checkpoint:
         for kind, set_state in {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}.items():
             if (kind == "cpu" or torch.cuda.is_available()) and (name := _stream(kind, rank())) in streams:
                 set_state(streams[name])
-        state: dict[int, dict[str, Tensor]] = {}
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for name, tensor in tensors.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = sharded_like(tensor, parameters[int(index)])
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        placement.load_optimizer_state(tensors)
         content: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
         return content["state"]
 
@@ -68,7 +63,7 @@ def save_checkpoint(
     run: str,
     model: Any,
     tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
+    placement: Placement,
     state: dict[str, Any],
     keep: int,
 ) -> Checkpoint:
@@ -81,11 +76,7 @@ def save_checkpoint(
 
     final, aside = folder / f"step-{step}", folder / f".step-{step}.tmp"
     streams = every_rank(_random_state())
-    tensors: dict[str, Tensor] = {}
-    for index, entry in optimizer.state_dict()["state"].items():
-        for key, value in entry.items():
-            tensor = whole(value)  # by all ranks together
-            tensors |= {} if rank() else {f"{index}.{key}": tensor.cpu().contiguous()}
+    tensors = {name: value.cpu().contiguous() for name, value in placement.optimizer_state() if rank() == 0}
     if rank():
         return Checkpoint(final, step)
     shutil.rmtree(aside, ignore_errors=True)

@@ -29,8 +29,8 @@ from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import TopkTeacher
 from kdrun.training.batches import RowOrder, micro_batches
 from kdrun.training.memory import MemoryMark, out_of_memory, smaller_micro_batch
-from kdrun.training.objective import StudentObjective, time_on
-from kdrun.training.sharding import is_sharded, kept_gathered, whole
+from kdrun.training.objective import time_on
+from kdrun.training.placement import Placement
 
 Metrics = dict[str, float]
 CORPUS = "corpus"
@@ -87,12 +87,10 @@ class Loop:
 
     def __init__(
         self,
-        objective: StudentObjective,
-        optimizer: torch.optim.Optimizer,
+        placement: Placement,
         rows: EncodedSet,
         settings: LoopSettings,
         *,
-        accelerator: Any,
         teacher: Teacher | TopkTeacher | None,
         pad_id: int,
         rollout: Rollout | None = None,
@@ -102,14 +100,9 @@ class Loop:
             rows: what a step draws its rows from; rollout: what it makes of them (None: it learns them as they are).
         """
         self.rollout = rollout or Rollout(rows)
-        self.loss, self.settings, self.accelerator = objective.loss, settings, accelerator
+        self.placement, self.accelerator = placement, placement.accelerator
+        self.loss, self.settings = placement.plain.loss, settings
         self.rows, self.teacher, self.pad_id = rows, teacher, pad_id
-        self.unwrapped = objective
-        self.sharded = is_sharded(objective)
-        prepared: Any = (objective, optimizer) if self.sharded else accelerator.prepare(objective, optimizer)
-        self.objective, self.optimizer = prepared
-        self._no_sync = kept_gathered if self.sharded else accelerator.no_sync
-        self._autocast = accelerator.autocast if self.sharded else nullcontext  # what is prepared has its own
         self.order = RowOrder(len(rows), batch_size=settings.batch_size, seed=settings.seed)
         self.steps_done = 0
         self.micro_batch_size = settings.micro_batch_size
@@ -145,7 +138,7 @@ class Loop:
         """One optimiser step and the loss's own; the metrics of the window that ends with it, if one does."""
         settings, window = self.settings, self._window
         lr = settings.learning_rate(step)
-        for group in self.optimizer.param_groups:
+        for group in self.placement.optimizer.param_groups:
             group["lr"] = lr
         logged = (step + 1) % settings.log_every == 0 or step + 1 == settings.num_steps
         # Timed apart from the probed step, whose diagnostics take time, too; not each, for a GPU is made to wait.
@@ -190,40 +183,40 @@ class Loop:
             NonFiniteLoss: before the update, when the loss or the gradient's norm is not finite.
             UserError: instead, when that comes from the teacher.
         """
-        accelerator, objective = self.accelerator, self.unwrapped
-        mine = self.order.rows(step)[accelerator.process_index :: accelerator.num_processes]
+        device, objective = self.placement.device, self.placement.plain
+        mine = self.order.rows(step)[self.accelerator.process_index :: self.accelerator.num_processes]
         parts = self.rollout.parts(step, mine)
         objective.teacher_s = 0.0 if timed and self.teacher is not None else None
-        start = time_on(accelerator.device) if objective.teacher_s is not None else 0.0
+        start = time_on(device) if objective.teacher_s is not None else 0.0
         sums = self._accumulate_what_fits(parts, probe)
         self.loss.reduce(self._sum)
-        limit = self.settings.clip_norm if self.settings.clip_norm is not None else math.inf
-        grad_norm = float(whole(accelerator.clip_grad_norm_(self.objective.parameters(), limit)))
-        if not (math.isfinite(sums.total) and math.isfinite(grad_norm)):
-            batches = [b for part, own in self._jobs(parts) if part.writer != CORPUS for b in own]
-            blame_teacher(self.teacher, batches)
-            raise NonFiniteLoss(
-                f"step {step + 1}: loss {sums.total / max(sums.num_tokens, 1)}, gradient norm {grad_norm}; the update "
-                "was not made. Lower train.lr, or look at the data and the teacher"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        grad_norm = self.placement.update(self.settings.clip_norm, lambda norm: self._check(step, parts, sums, norm))
         self._fits = True
-        share = objective.teacher_s / (time_on(accelerator.device) - start) if objective.teacher_s is not None else None
+        share = objective.teacher_s / (time_on(device) - start) if objective.teacher_s is not None else None
         return replace(sums, grad_norm=grad_norm, teacher_share=share)
+
+    def _check(self, step: int, parts: Sequence[Part], sums: StepSums, grad_norm: float) -> None:
+        if math.isfinite(sums.total) and math.isfinite(grad_norm):
+            return
+        batches = [b for part, own in self._jobs(parts) if part.writer != CORPUS for b in own]
+        blame_teacher(self.teacher, batches)
+        raise NonFiniteLoss(
+            f"step {step + 1}: loss {sums.total / max(sums.num_tokens, 1)}, gradient norm {grad_norm}; the update "
+            "was not made. Lower train.lr, or look at the data and the teacher"
+        )
 
     def _accumulate_what_fits(self, parts: Sequence[Part], probe: bool) -> StepSums:
         """`_accumulate`; until a first step has been made, memory that does not suffice halves the micro-batch."""
         # Ranks that halved each by itself would wait for one another for ever.
         while not self._fits and self.accelerator.num_processes == 1:
-            mark = MemoryMark(self.loss, self.accelerator.device)
+            mark = MemoryMark(self.loss, self.placement.device)
             try:
                 return self._accumulate(parts, probe)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
                 said = error.with_traceback(None)  # its frames hold what the memory is full of
-            self.optimizer.zero_grad(set_to_none=True)
+            self.placement.discard()
             mark.restore()
             num_rows = max(len(part.rows) for part in parts)
             self.micro_batch_size = smaller_micro_batch(min(self.micro_batch_size or num_rows, num_rows), said)
@@ -231,13 +224,13 @@ class Loop:
 
     def _accumulate(self, parts: Sequence[Part], probe: bool) -> StepSums:
         """The step's gradient, and its sums on all ranks; the gradient's norm is left open."""
-        accelerator = self.accelerator
+        placement = self.placement
         jobs = self._jobs(parts)
         counts = [self._count(batches) for _, batches in jobs]
         num_tokens = sum(c.tokens for (part, _), c in zip(jobs, counts, strict=True) if part.writer != CORPUS)
         sums = dict.fromkeys(("total", "cross_entropy", "divergence", "corpus"), 0.0)
         probed: list[Metrics] = []
-        self.objective.train()
+        placement.objective.train()
         self.loss.preview(lambda: self._preview([batch for _, batches in jobs for batch in batches]))
         last = jobs[-1][1][-1]
         for (part, batches), count in zip(jobs, counts, strict=True):
@@ -246,12 +239,11 @@ class Loop:
                 count.texts if self.loss.mean_over == "texts" and not is_corpus else count.tokens, 1
             )
             for batch in batches:
-                with nullcontext() if batch is last else self._no_sync(self.objective), self._autocast():
-                    total, cross_entropy, divergence = self.objective(
+                with placement.micro_batch(last=batch is last):
+                    total, cross_entropy, divergence = placement.objective(
                         batch, self.teacher, _probe(probed) if probe and not probed else None
                     )
-                    # A distributed wrapper averages gradients over ranks: undo it, the division is by all ranks' count.
-                    accelerator.backward(total * (share * accelerator.num_processes))
+                    placement.backward(total * share)
                 sums["total"] += float(total.detach()) * (share * num_tokens)
                 sums["corpus" if is_corpus else "cross_entropy"] += float(cross_entropy)
                 sums["divergence"] += 0.0 if is_corpus else float(divergence)
@@ -269,19 +261,19 @@ class Loop:
 
     def _preview(self, batches: Sequence[Batch]) -> None:
         """The forward passes of a step for the loss alone, with the very dropout that the step will draw."""
-        device = self.accelerator.device
+        device = self.placement.device
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), self._no_sync(self.objective), self._autocast():
+        with torch.random.fork_rng(devices=devices), self.placement.micro_batch(last=False):
             for batch in batches:
-                self.objective(batch, self.teacher)
+                self.placement.objective(batch, self.teacher)
         self.loss.reduce(self._sum)
 
     def _jobs(self, parts: Sequence[Part]) -> list[tuple[Part, list[Batch]]]:
-        """The micro-batches of each part. Where weights are sharded, which all ranks gather together, every rank has
-        as many as any, in as many groups, if need be with nothing scored.
+        """The micro-batches of each part. Where all ranks gather weights together, every rank has as many as any, in as
+        many groups, if need be with nothing scored.
         """
         jobs = [(part, self._batches(part)) for part in parts]
-        if not self.sharded:
+        if not self.placement.in_step:
             return jobs
         ranks = every_rank([[len(batch.groups) for batch in batches] for _, batches in jobs])
         most = [[max(counts) for counts in zip_longest(*of_part, fillvalue=1)] for of_part in zip(*ranks, strict=True)]
@@ -302,17 +294,16 @@ class Loop:
         # Rows of like length share a micro-batch: less padding, and the step's gradient is the same.
         rows = rows[np.argsort(encoded.lengths[rows], kind="stable")]
         batches = [
-            make_batch(encoded, piece, pad_id=self.pad_id, device=self.accelerator.device, writer=part.writer)
+            make_batch(encoded, piece, pad_id=self.pad_id, device=self.placement.device, writer=part.writer)
             for piece in micro_batches(rows, self.micro_batch_size)
         ]
         return batches if len(part.rows) else [batch.unscored() for batch in batches]
 
     def _sum(self, values: Sequence[float]) -> list[float]:
+        """Over all ranks."""
         if self.accelerator.num_processes == 1:
             return list(values)
-        total = self.accelerator.reduce(
-            torch.tensor(values, dtype=torch.float64, device=self.accelerator.device), "sum"
-        )
+        total = self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.placement.device), "sum")
         return [float(value) for value in total]
 
 

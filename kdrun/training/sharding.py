@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp import register_fsdp_forward_method as register
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from kdrun.models.heads import body_of
 from kdrun.runs.ranks import num_ranks, rank
-from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 
 T = TypeVar("T")
 
@@ -31,17 +31,61 @@ def _blocks(model: Any) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
 
 
-def shard_student(objective: StudentObjective, device: torch.device) -> Any:
-    """Shard the objective's student, which comes from the CPU, in place; returns a copy of it, whole, on rank 0's CPU
-    (None elsewhere)."""
-    student = objective.student.cpu()
-    kept = copy.deepcopy(student) if rank() == 0 else None
-    mesh = init_device_mesh(device.type, (num_ranks(),))
-    for block in _blocks(student):
-        fully_shard(block, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
-    register(objective, "call")
-    return kept
+class Sharded(Placement):
+    """The student is sharded over the ranks, with its gradients and optimiser; rank 0 keeps a whole copy on the CPU."""
+
+    in_step = True
+
+    def _place(self, make_optimizer: Callable[[], torch.optim.Optimizer]) -> tuple[Any, Any]:
+        student = self.plain.student.cpu()
+        self.kept = copy.deepcopy(student) if rank() == 0 else None
+        mesh = init_device_mesh(self.device.type, (num_ranks(),))
+        for block in _blocks(student):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.plain, mesh=mesh)
+        register(self.plain, "call")
+        return self.plain, make_optimizer()
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Embeddings and head stay gathered until the step's last one is over; gradients are reduced in each."""
+        root: Any = self.plain
+        root.set_reshard_after_backward(last, recurse=False)
+        try:
+            with self.accelerator.autocast():
+                yield
+        finally:
+            root.set_reshard_after_backward(True, recurse=False)
+
+    def _clip(self, limit: float) -> Tensor:
+        return whole(super()._clip(limit))
+
+    def with_student(self, work: Callable[[], T]) -> T:
+        try:
+            return self.plain.call(work)
+        finally:
+            self.objective.reshard()
+
+    @torch.no_grad()
+    def student(self) -> Any:
+        """Rank 0's copy, brought up to date."""
+        for name, parameter in self.plain.student.named_parameters():
+            value = whole(parameter)
+            if self.kept is not None:
+                self.kept.get_parameter(name).copy_(value)
+        return self.kept
+
+    def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in super().optimizer_state():
+            gathered = whole(value)
+            if rank() == 0:
+                yield name, gathered
+
+    def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+            return tensor
+        local = tensor.to(parameter.device)
+        return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def shard_teacher(model: Any, device: torch.device, *, offload: bool) -> None:
@@ -65,47 +109,6 @@ def shard_teacher(model: Any, device: torch.device, *, offload: bool) -> None:
     fully_shard(body_of(model), mesh=mesh, ignored_params=rest)
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Whether fully_shard has been there."""
-    return isinstance(module, FSDPModule)
-
-
-@contextmanager
-def kept_gathered(objective: nn.Module) -> Iterator[None]:
-    """A micro-batch that is not the step's last: embeddings and head stay gathered for the next."""
-    objective.set_reshard_after_backward(False, recurse=False)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        objective.set_reshard_after_backward(True, recurse=False)  # type: ignore[operator]
-
-
-def with_student(objective: StudentObjective, work: Callable[[], T]) -> T:
-    """What `work` returns, which takes the student as a plain model; all ranks must make the same forward passes."""
-    try:
-        return objective.call(work)
-    finally:
-        if isinstance(objective, FSDPModule):
-            objective.reshard()
-
-
-@torch.no_grad()
-def gather(student: nn.Module, kept: nn.Module | None) -> None:
-    """Bring rank 0's copy up to date; all ranks must call this."""
-    for name, parameter in student.named_parameters():
-        value = whole(parameter)
-        if kept is not None:
-            kept.get_parameter(name).copy_(value)
-
-
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be sharded, gathered by all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def sharded_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor of a parameter's shape, sharded where the parameter is; anything else as it is."""
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
-        return tensor
-    local = tensor.to(parameter.device)
-    return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -17,6 +17,7 @@ from kdrun.rollouts.writer import StudentWriter
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 
 END, VOCABULARY, LONGEST, STEPS = 0, 4, 3, 30
 PROMPTS = [[1], [2], [3]]
@@ -55,9 +56,10 @@ def test_on_policy_training_lowers_the_sequence_level_reverse_kl(name: str, para
         num_steps=STEPS, batch_size=48, micro_batch_size=None, seed=0, clip_norm=1.0, learning_rate=lambda step: 0.03,
         log_every=STEPS,
     )  # fmt: skip
+    objective = StudentObjective(student, make_loss(name, **params))
     loop = Loop(
-        StudentObjective(student, make_loss(name, **params)), torch.optim.Adam(student.parameters(), lr=0.03), rows,
-        settings, accelerator=Accelerator(cpu=True), teacher=LiveTeacher(teacher, rows=None), pad_id=END,
+        Placement(objective, lambda: torch.optim.Adam(student.parameters(), lr=0.03), Accelerator(cpu=True)), rows,
+        settings, teacher=LiveTeacher(teacher, rows=None), pad_id=END,
         rollout=StudentText(rows, writer, share=lambda progress: 1.0, num_steps=STEPS, seed=0),
     )  # fmt: skip
     before = sequence_reverse_kl(student, teacher)

@@ -16,6 +16,7 @@ from kdrun.rollouts.rollout import Rollout
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 
 VOCABULARY, END = 40, 0
 
@@ -56,9 +57,10 @@ def make_loop(
         learning_rate=lambda step: lr, log_every=1,
     )  # fmt: skip
     share = rollout.teacher_share if rollout is not None else 0.0
+    objective = StudentObjective(student, loss, kd_ratio=kd_ratio, teacher_share=share)
+    placement = Placement(objective, lambda: torch.optim.SGD(student.parameters(), lr=lr), Accelerator(cpu=True))
     return Loop(
-        StudentObjective(student, loss, kd_ratio=kd_ratio, teacher_share=share),
-        torch.optim.SGD(student.parameters(), lr=lr), rows, settings, accelerator=Accelerator(cpu=True),
+        placement, rows, settings,
         teacher=LiveTeacher(teacher, rows=None) if teacher is not None else None, pad_id=END, rollout=rollout,
     )  # fmt: skip
 

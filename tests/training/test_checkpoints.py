@@ -10,24 +10,33 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from kdrun.losses import make_loss
 from kdrun.models.loading import load_model
 from kdrun.models.scratch import train_tokenizer
 from kdrun.training.checkpoints import find_checkpoints, newest_checkpoint, save_checkpoint
+from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 
 from .conftest import tiny
 
 RUN = "a1"
 
 
+def placed(model: Any, optimizer: torch.optim.Optimizer) -> Placement:
+    return Placement(StudentObjective(model, make_loss("sft")), lambda: optimizer, Accelerator(cpu=True))
+
+
 def make(folder: Path, step: int, *, keep: int = 2, model: Any = None, optimizer: Any = None, run: str = RUN) -> Any:
     model = model or tiny(0).float()
     optimizer = optimizer or torch.optim.AdamW(model.parameters())
+    placement = placed(model, optimizer)
     model(input_ids=torch.arange(6)[None], labels=torch.arange(6)[None]).loss.backward()
     optimizer.step()
     tokenizer = train_tokenizer(["some text"], vocab_size=260)
     return save_checkpoint(
-        folder, step, run=run, model=model, tokenizer=tokenizer, optimizer=optimizer, state={"loss": {"t": 0.5}},
+        folder, step, run=run, model=model, tokenizer=tokenizer, placement=placement, state={"loss": {"t": 0.5}},
         keep=keep,
     )  # fmt: skip
 
@@ -57,7 +66,7 @@ def test_weights_optimiser_random_state_and_loss_state_come_back_bit_for_bit(tmp
     loaded = load_model(str(checkpoint.student), key="resume")
     again = torch.optim.AdamW(loaded.parameters(), lr=0.1)
     torch.manual_seed(0)
-    state = checkpoint.restore(again)
+    state = checkpoint.restore(placed(loaded, again))
     assert state == {"loss": {"t": 0.5}}
     assert torch.equal(torch.rand(4), expected)
     for (name, before), after in zip(model.named_parameters(), loaded.parameters(), strict=True):

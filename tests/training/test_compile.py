@@ -13,6 +13,7 @@ from kdrun.teachers.live import LiveTeacher
 from kdrun.training.compile import CompiledBody
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 
 from .conftest import END, encoded, tiny
 
@@ -28,10 +29,9 @@ def weights_after(rows: EncodedSet, compiled: CompiledBody | None) -> tuple[list
         num_steps=NUM_STEPS, batch_size=8, micro_batch_size=4, seed=0, clip_norm=None, learning_rate=lambda _: 0.1,
         log_every=1,
     )  # fmt: skip
-    loop = Loop(
-        StudentObjective(student, make_loss("akl"), kd_ratio=0.5, compiled=compiled), torch.optim.SGD(trained, lr=0.1),
-        rows, settings, accelerator=Accelerator(cpu=True), teacher=LiveTeacher(teacher, rows=None), pad_id=END,
-    )  # fmt: skip
+    objective = StudentObjective(student, make_loss("akl"), kd_ratio=0.5, compiled=compiled)
+    placement = Placement(objective, lambda: torch.optim.SGD(trained, lr=0.1), Accelerator(cpu=True))
+    loop = Loop(placement, rows, settings, teacher=LiveTeacher(teacher, rows=None), pad_id=END)
     nats = [loop.step(step).total for step in range(NUM_STEPS)]
     return nats, torch.cat([weight.detach().flatten() for weight in trained])
 

@@ -23,6 +23,7 @@ from kdrun.models.heads import check_head
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 from tests.teachers.conftest import cached_teacher, make_cache
 from tests.training.conftest import END, VOCABULARY, encoded
 
@@ -130,11 +131,9 @@ def test_a_step_of_the_loop_is_the_step_of_autograd_on_whole_logits(pair: tuple[
         num_steps=1, batch_size=len(rows), micro_batch_size=4, seed=0, clip_norm=None, learning_rate=lambda _: 0.1,
         log_every=1,
     )  # fmt: skip
-    loop = Loop(
-        StudentObjective(student, make_loss("akl"), rows=VOCABULARY, kd_ratio=0.5),
-        torch.optim.SGD(student.parameters(), lr=0.1), rows, settings, accelerator=Accelerator(cpu=True),
-        teacher=LiveTeacher(teacher, rows=VOCABULARY), pad_id=END,
-    )  # fmt: skip
+    objective = StudentObjective(student, make_loss("akl"), rows=VOCABULARY, kd_ratio=0.5)
+    placement = Placement(objective, lambda: torch.optim.SGD(student.parameters(), lr=0.1), Accelerator(cpu=True))
+    loop = Loop(placement, rows, settings, teacher=LiveTeacher(teacher, rows=VOCABULARY), pad_id=END)
     loop.step(0)
     (plain_objective(reference, teacher, rows, "akl", kd_ratio=0.5) / rows.num_scored_tokens).backward()
     before = torch.cat([p.detach().flatten() for p in reference.parameters()])

@@ -64,7 +64,8 @@ def steps_of(case, folder: Path) -> dict:
     from kdrun.training.loop import Loop, LoopSettings
     from kdrun.training.objective import StudentObjective
     from kdrun.training.optimizer import make_optimizer
-    from kdrun.training.sharding import gather, shard_student, shard_teacher, with_student
+    from kdrun.training.placement import Placement
+    from kdrun.training.sharding import Sharded, shard_teacher
     from tests.teachers.conftest import cached_teacher, make_cache
     from tests.training.conftest import END, encoded
 
@@ -82,24 +83,24 @@ def steps_of(case, folder: Path) -> dict:
     loss = make_loss("jsd", beta=0.1) if name == "matched" else make_loss(name)
     objective = StudentObjective(student, MatchedGradient(loss) if name == "matched" else loss, kd_ratio=0.5)
     # With a small eps, Adam moves a weight by lr for a gradient that is rounding alone.
-    kept = shard_student(objective, torch.device("cpu")) if launch == "fsdp" and not alone else None
-    optimizer = make_optimizer(student, lr=0.01, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1)
+    kind = Sharded if launch == "fsdp" and not alone else Placement
+    placement = kind(
+        objective, lambda: make_optimizer(student, lr=0.01, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1), accelerator
+    )
     settings = LoopSettings(num_steps=4, batch_size=5, micro_batch_size=micro, seed=0, clip_norm=1.0,
                             learning_rate=lambda step: 0.01, log_every=1)  # fmt: skip
-    loop = Loop(objective, optimizer, rows, settings, accelerator=accelerator, teacher=teacher, pad_id=END)
+    loop = Loop(placement, rows, settings, teacher=teacher, pad_id=END)
     facts = {"loss": [], "norm": [], "tokens": [], "nll": []}
     from kdrun.evaluation.agreement import agreement
 
     for number in range(4):
-        measured = with_student(objective, lambda: agreement(student, teacher, rows, pad_id=END, batch_size=4))
+        measured = placement.with_student(lambda: agreement(student, teacher, rows, pad_id=END, batch_size=4))
         sums = loop.step(number)
         facts["loss"].append(sums.total)
         facts["norm"].append(sums.grad_norm)
         facts["tokens"].append(sums.num_tokens)
         facts["nll"].append(measured.means["nll"])
-    if loop.sharded:
-        gather(student, kept)
-        student = kept
+    student = placement.student()
     every_rank(None)
     facts["weights"] = (
         [] if student is None else torch.cat([p.detach().flatten() for p in student.parameters()]).tolist()
@@ -117,18 +118,17 @@ def gathers_of_a_step(chunk_tokens: int | None, micro: int) -> int:
     from kdrun.losses import make_loss
     from kdrun.training.loop import Loop, LoopSettings
     from kdrun.training.objective import StudentObjective
-    from kdrun.training.sharding import shard_student
+    from kdrun.training.sharding import Sharded
     from tests.training.conftest import END, encoded
 
     AcceleratorState._reset_state(reset_partial_state=True)
     student = models("gpt2")[0]
     objective = StudentObjective(student, make_loss("sft"), chunk_tokens=chunk_tokens)
-    shard_student(objective, torch.device("cpu"))
+    placement = Sharded(objective, lambda: torch.optim.SGD(student.parameters(), lr=0.0), Accelerator(cpu=True))
     settings = LoopSettings(num_steps=1, batch_size=8, micro_batch_size=micro, seed=0, clip_norm=None,
                             learning_rate=lambda step: 0.0, log_every=1)  # fmt: skip
     rows = encoded(1).subset([0] * 8)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
-    loop = Loop(objective, optimizer, rows, settings, accelerator=Accelerator(cpu=True), teacher=None, pad_id=END)
+    loop = Loop(placement, rows, settings, teacher=None, pad_id=END)
     called = []
 
     class Watched(TorchDispatchMode):

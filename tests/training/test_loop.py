@@ -92,7 +92,7 @@ def test_the_gradient_is_the_mean_over_all_scored_tokens_of_the_step(student: An
     expected.backward()
     sums = loop.step(0)
     assert sums.total / sums.num_tokens == pytest.approx(expected.item(), rel=1e-6)
-    trained = loop.objective.student
+    trained = loop.placement.objective.student
     for before, after in zip(student.parameters(), trained.parameters(), strict=True):
         torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-6, atol=1e-9)
 
@@ -253,5 +253,5 @@ def test_the_teachers_share_of_the_time_is_that_of_its_forward(student: Any, tea
     assert 0 < loop.step(1, timed=True).teacher_share < 1
     loop.teacher = Slow(teacher, rows=None)
     assert 0 < loop.step(2, timed=True).teacher_share < 1
-    assert loop.unwrapped.teacher_s >= 0.05, "a sleep is never shorter"
+    assert loop.placement.plain.teacher_s >= 0.05, "a sleep is never shorter"
     assert make_loop(student, make_loss("sft"), rows).step(0, timed=True).teacher_share is None

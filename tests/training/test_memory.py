@@ -35,7 +35,7 @@ def trained(loop: Any) -> tuple[list[torch.Tensor], list[dict]]:
     loop.run(start_step=0, on_step=lambda step, metrics: logged.append(metrics))
     times = ("tokens_per_s", "step_s", "teacher_share")
     lines = [{name: value for name, value in line.items() if name not in times} for line in logged]
-    return [parameter.detach() for parameter in loop.unwrapped.student.parameters()], lines
+    return [parameter.detach() for parameter in loop.placement.plain.student.parameters()], lines
 
 
 @pytest.mark.parametrize("name", ["akl", "taid", "matched"])

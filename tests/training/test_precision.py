@@ -16,6 +16,7 @@ from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
 from kdrun.training.optimizer import make_optimizer
+from kdrun.training.placement import Placement
 
 from .conftest import END
 
@@ -75,7 +76,7 @@ def test_weights_stay_float32_and_keep_updates_that_bf16_would_lose(
     seen: set[torch.dtype] = set()
     student.transformer.h[0].mlp.c_fc.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
     loop = Loop(
-        StudentObjective(student, make_loss("akl")), optimizer, rows, settings, accelerator=accelerator,
+        Placement(StudentObjective(student, make_loss("akl")), lambda: optimizer, accelerator), rows, settings,
         teacher=LiveTeacher(teacher.float(), rows=None), pad_id=END,
     )  # fmt: skip
     for step in range(3):

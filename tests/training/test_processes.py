@@ -21,6 +21,7 @@ from kdrun.rollouts.rollout import Contrastive, Rollout, StudentText, WithCorpus
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.loop import Loop, LoopSettings
 from kdrun.training.objective import StudentObjective
+from kdrun.training.placement import Placement
 from tests.rollouts.conftest import writer_of
 from tests.training.conftest import END, VOCABULARY, encoded, tiny
 
@@ -41,8 +42,8 @@ for loss, made in (
     student = tiny(1)
     rollout = made(student)
     objective = StudentObjective(student, loss, kd_ratio=0.5, teacher_share=rollout.teacher_share)
-    loop = Loop(objective, torch.optim.SGD(student.parameters(), lr=0.1), rows, settings, accelerator=accelerator,
-                teacher=LiveTeacher(teacher, rows=None), pad_id=END, rollout=rollout)
+    placement = Placement(objective, lambda: torch.optim.SGD(student.parameters(), lr=0.1), accelerator)
+    loop = Loop(placement, rows, settings, teacher=LiveTeacher(teacher, rows=None), pad_id=END, rollout=rollout)
     for number in range(4):  # the fourth has one row: a rank is left without any
         s = loop.step(number)
         facts["loss"].append(s.total), facts["tokens"].append(s.num_tokens), facts["norm"].append(s.grad_norm)
