@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdrun.commands.assembly import choose_device, choose_precision
 from kdrun.config import TrainConfig
-from kdrun.config.launching import Fsdp, OneProcess
+from kdrun.config.launching import DeepSpeed, OneProcess, Sharding
 from kdrun.errors import UserError
 from kdrun.runs.directory import RECORD, let_go, write_json
 from kdrun.runs.gpus import visible_gpus
@@ -56,16 +56,10 @@ def num_processes(config: TrainConfig) -> int:
             "rollout=adaptive: its buffer of texts is one process's, so it runs in one; type launch=local, or "
             "rollout=mixed"
         )
-    if isinstance(launch, Fsdp):
-        for key, found, why in (
-            (f"rollout={config.rollout.name}", config.student_writes, "writes with a whole student"),
-            (f"adapter={config.adapter.kind}", config.adapter.kind != "none", "leaves little to shard"),
-            ("train.compile=true", config.train.compile, "compiles whole blocks"),
-        ):
-            if found:
-                raise UserError(f"launch={launch.kind}: {key} {why}; type launch=ddp")
-        if getattr(config.pair, "teacher_bits", None) is not None and launch.teacher != "whole":
-            raise UserError(f"launch.teacher={launch.teacher}: quantised weights stay whole; type launch.teacher=whole")
+    if isinstance(launch, Sharding) and config.student_writes:
+        raise UserError(
+            f"launch={launch.kind}: rollout={config.rollout.name} writes with a whole student; type launch=ddp"
+        )
     return count
 
 
@@ -84,18 +78,21 @@ def place(
 ) -> Placement:
     """The student of an objective, and its optimiser, over the ranks as launch= says."""
     from kdrun.training.placement import Placement
-
-    if num_ranks() == 1 or not isinstance(config.launch, Fsdp):
-        return Placement(objective, make_optimizer, accelerator)
     from kdrun.training.sharding import Sharded
+    from kdrun.training.zero import Zero
 
+    launch = config.launch
+    if num_ranks() == 1 or not isinstance(launch, Sharding):
+        return Placement(objective, make_optimizer, accelerator)
+    if isinstance(launch, DeepSpeed):
+        return Zero(objective, make_optimizer, accelerator, stage=launch.stage, clip_norm=config.train.clip_norm)
     return Sharded(objective, make_optimizer, accelerator)
 
 
 def teacher_sharding(config: TrainConfig, device: Any) -> Callable[[Any], None] | None:
     """Shards a live teacher over the ranks, where that is asked for; else None."""
     launch = config.launch
-    if not isinstance(launch, Fsdp) or launch.teacher == "whole" or num_ranks() == 1:
+    if not isinstance(launch, Sharding) or launch.teacher == "whole" or num_ranks() == 1:
         return None
     from kdrun.training.sharding import shard_teacher
 

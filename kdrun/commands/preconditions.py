@@ -85,7 +85,7 @@ def _tokenizer_file(config: TrainConfig) -> Path | None:
 
 
 def check_libraries(config: TrainConfig) -> None:
-    """peft, bitsandbytes with a GPU, and a C++ compiler are there, where the run asks for them.
+    """peft, DeepSpeed, bitsandbytes with a GPU, and a C++ compiler are there, where the run asks for them.
 
     Raises:
         UserError: naming the key.
@@ -95,6 +95,8 @@ def check_libraries(config: TrainConfig) -> None:
             raise UserError("adapter.kind=lora: needs peft; type pip install 'kdrun[lora]', or adapter=none")
         if adapter.quantise is not None:
             check_quantised("adapter.quantise", adapter.quantise, device=config.train.device)
+    if config.launch.kind == "deepspeed" and find_spec("deepspeed") is None:
+        raise UserError("launch=deepspeed: needs its package; type pip install 'kdrun[deepspeed]', or launch=fsdp")
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
     if config.train.compile and shutil.which(compiler) is None:
         raise UserError(

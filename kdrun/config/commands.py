@@ -10,7 +10,7 @@ from kdrun.config.adapters import Adapter, Lora
 from kdrun.config.bench import BenchConfig
 from kdrun.config.evaluation import Evaluation
 from kdrun.config.judge import JudgeConfig
-from kdrun.config.launching import Fsdp, Launch
+from kdrun.config.launching import Launch, Sharding
 from kdrun.config.losses import Loss
 from kdrun.config.parts import Data, Pair, ScratchPair, Track, Train
 from kdrun.config.rollouts import AdaptiveText, Drawn, Rollout
@@ -80,9 +80,11 @@ class TrainConfig(Section):
             "train.compile=false": self.train.compile,
             "pair.teacher_bits=null": getattr(self.pair, "teacher_bits", None) is not None,
         }
-        if isinstance(self.launch, Fsdp) and any(asked.values()):
+        if isinstance(self.launch, Sharding) and any(asked.values()):
             instead = " ".join(word for word, is_asked in asked.items() if is_asked)
-            raise ValueError(f"launch=fsdp: shards plain weights, as they are; type launch=ddp, or {instead}")
+            raise ValueError(
+                f"launch={self.launch.kind}: shards plain weights, as they are; type launch=ddp, or {instead}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,15 +22,27 @@ class Ddp(Section):
     processes: Count | None
 
 
-class Fsdp(Section):
-    """Student, gradients and optimiser are sharded over the processes (torch's fully_shard).
+class Sharding(Section):
+    """The student's share of memory is divided over the processes.
 
     `teacher`: whole on every process, its blocks sharded, or sharded and kept in the machine's memory.
     """
 
-    kind: Literal["fsdp"]
     processes: Count | None
     teacher: Literal["whole", "sharded", "offloaded"]
 
 
-Launch = Annotated[OneProcess | Ddp | Fsdp, Field(discriminator="kind")]
+class Fsdp(Sharding):
+    """Student, gradients and optimiser are sharded over the processes (torch's fully_shard)."""
+
+    kind: Literal["fsdp"]
+
+
+class DeepSpeed(Sharding):
+    """DeepSpeed's ZeRO: gradients and optimiser are sharded over the processes, from stage 3 on the student, too."""
+
+    kind: Literal["deepspeed"]
+    stage: Literal[2, 3]
+
+
+Launch = Annotated[OneProcess | Ddp | Fsdp | DeepSpeed, Field(discriminator="kind")]

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,15 @@ CASES = {
     "fsdp-llama-offloaded-1": ("llama", "fsdp", "offloaded", 1, "akl"),
     "fsdp-gpt2-live-matched": ("gpt2", "fsdp", "live", 2, "matched"),
 }  # fmt: skip
+# name: (architecture, ZeRO's stage, teacher, rows of a micro-batch, loss)
+ZERO_CASES = {
+    f"zero{stage}-{architecture}-{teacher}-{micro or 'whole'}": (architecture, f"zero{stage}", teacher, micro, "akl")
+    for stage in (2, 3)
+    for architecture, teacher, micro in (
+        ("gpt2", "live", None), ("gpt2", "cached", 1), ("llama", "live", 1), ("llama", "cached", None),
+        ("gpt2", "sharded", 1),
+    )
+} if find_spec("deepspeed") else {}  # fmt: skip
 
 
 def models(architecture: str):
@@ -66,6 +77,7 @@ def steps_of(case, folder: Path) -> dict:
     from kdrun.training.optimizer import make_optimizer
     from kdrun.training.placement import Placement
     from kdrun.training.sharding import Sharded, shard_teacher
+    from kdrun.training.zero import Zero
     from tests.teachers.conftest import cached_teacher, make_cache
     from tests.training.conftest import END, encoded
 
@@ -83,8 +95,12 @@ def steps_of(case, folder: Path) -> dict:
     loss = make_loss("jsd", beta=0.1) if name == "matched" else make_loss(name)
     objective = StudentObjective(student, MatchedGradient(loss) if name == "matched" else loss, kd_ratio=0.5)
     # With a small eps, Adam moves a weight by lr for a gradient that is rounding alone.
-    kind = Sharded if launch == "fsdp" and not alone else Placement
-    placement = kind(
+    kind = {
+        "fsdp": Sharded,
+        "zero2": partial(Zero, stage=2, clip_norm=1.0),
+        "zero3": partial(Zero, stage=3, clip_norm=1.0),
+    }
+    placement = kind.get("alone" if alone else launch, Placement)(
         objective, lambda: make_optimizer(student, lr=0.01, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1), accelerator
     )
     settings = LoopSettings(num_steps=4, batch_size=5, micro_batch_size=micro, seed=0, clip_norm=1.0,
@@ -146,7 +162,7 @@ def run_cases(folder: Path) -> None:
 
     join("cpu")
     found = {"gathers": [gathers_of_a_step(None, 4), gathers_of_a_step(1, 4), gathers_of_a_step(None, 1)]}
-    for name, case in CASES.items():
+    for name, case in (CASES | ZERO_CASES).items():
         found[name] = {"together": steps_of(case, folder)}
         if rank() == 0:
             with alone():
@@ -175,7 +191,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | ZERO_CASES)
 def test_two_processes_make_the_steps_of_one(name: str, measured: list[dict]) -> None:
     alone = measured[0][name]["alone"]
     assert alone["tokens"][3] < min(alone["tokens"][:3])
