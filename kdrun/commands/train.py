@@ -247,7 +247,7 @@ class Training:
         from kdrun.training.batches import total_steps
         from kdrun.training.compile import CompiledBody
         from kdrun.training.loop import Loop, LoopSettings
-        from kdrun.training.memory import peak_memory_gib
+        from kdrun.training.memory import peak_memory_gib, recompute_activations
         from kdrun.training.objective import StudentObjective
         from kdrun.training.optimizer import learning_rate, make_optimizer
 
@@ -256,7 +256,7 @@ class Training:
         torch.manual_seed(self.config.seed + (rank() << 32))
         models.student.train()
         if settings.gradient_checkpointing:
-            models.student.gradient_checkpointing_enable()
+            recompute_activations(models.student)
         num_steps = total_steps(len(rows), settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
         rollout = build_rollout(self.config, models, rows, teacher, num_steps=num_steps, accelerator=accelerator)
         mix = self.config.loss.model_dump(include={"kd_ratio", "temperature", "temperature_squared"})

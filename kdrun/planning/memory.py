@@ -25,6 +25,7 @@ from kdrun.losses.chunked import default_chunk_tokens
 from kdrun.losses.row_blocks import BLOCK_BYTES, BLOCK_BYTES_ELSEWHERE
 from kdrun.models.heads import head_of, scored_hidden_states
 from kdrun.planning.training import MicroBatch, Training, largest_micro_batch
+from kdrun.training.memory import recompute_activations
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORK_TENSORS = 8  # of one block of rows: losses in closed form hold 5 to 12 of them at once
@@ -73,7 +74,7 @@ def training_memory(training: Training, device_type: str) -> dict[str, int]:
         with ledger.counting("weights"):
             student = made(training.student).train()
         if training.checkpointing:
-            student.gradient_checkpointing_enable()
+            recompute_activations(student)
         with ledger.counting("teacher"):
             ask = _teacher(training)
         head_VD, groups = head_of(student).weight_VD, _groups(batch)

@@ -190,19 +190,22 @@ class Loop:
         start = time_on(device) if objective.teacher_s is not None else 0.0
         sums = self._accumulate_what_fits(parts, probe)
         self.loss.reduce(self._sum)
-        grad_norm = self.placement.update(self.settings.clip_norm, lambda norm: self._check(step, parts, sums, norm))
+        self._check(step, parts, sums.total / max(sums.num_tokens, 1), "loss")
+        grad_norm = self.placement.update(
+            self.settings.clip_norm, lambda norm: self._check(step, parts, norm, "gradient norm")
+        )
         self._fits = True
         share = objective.teacher_s / (time_on(device) - start) if objective.teacher_s is not None else None
         return replace(sums, grad_norm=grad_norm, teacher_share=share)
 
-    def _check(self, step: int, parts: Sequence[Part], sums: StepSums, grad_norm: float) -> None:
-        if math.isfinite(sums.total) and math.isfinite(grad_norm):
+    def _check(self, step: int, parts: Sequence[Part], found: float, name: str) -> None:
+        """That the loss or the gradient's norm is finite."""
+        if math.isfinite(found):
             return
-        batches = [b for part, own in self._jobs(parts) if part.writer != CORPUS for b in own]
-        blame_teacher(self.teacher, batches)
+        blame_teacher(self.teacher, [b for part, own in self._jobs(parts) if part.writer != CORPUS for b in own])
         raise NonFiniteLoss(
-            f"step {step + 1}: loss {sums.total / max(sums.num_tokens, 1)}, gradient norm {grad_norm}; the update "
-            "was not made. Lower train.lr, or look at the data and the teacher"
+            f"step {step + 1}: {name} {found}; the update was not made. Lower train.lr, or look at the data and the "
+            "teacher"
         )
 
     def _accumulate_what_fits(self, parts: Sequence[Part], probe: bool) -> StepSums:

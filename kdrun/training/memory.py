@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+from typing import Any
 
 import torch
 
@@ -57,6 +58,12 @@ def smaller_micro_batch(num_rows: int, error: Exception) -> int:
         "type train.micro_batch_size=%d (%s)", num_rows, half, half, said,
     )  # fmt: skip
     return half
+
+
+def recompute_activations(model: Any) -> None:
+    """Have a transformers model keep the inputs of its blocks alone, and compute the rest again for the gradient."""
+    name = "activation_checkpointing_enable"  # newer than gradient_checkpointing_enable, which is going to go
+    getattr(model, name, model.gradient_checkpointing_enable)()
 
 
 def peak_memory_gib(device: str) -> float:

@@ -7,10 +7,11 @@ the clipping ZeRO's. What a checkpoint holds is gathered whole, so that any laun
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import math
 import os
-import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
@@ -18,10 +19,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdrun.runs.ranks import rank
+from kdrun.runs.ranks import num_ranks, rank
 from kdrun.training.objective import StudentObjective
 from kdrun.training.placement import Placement
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -48,20 +50,41 @@ class Zero(Placement):
 
     def _place(self, make_optimizer: Callable[[], torch.optim.Optimizer]) -> tuple[Any, Any]:
         self.kept = copy.deepcopy(self.plain.student).cpu() if rank() == 0 else None
-        entry = _Entry(self.plain.to(self.device))
+        entry = _Entry(self.plain.to(self.device), self.device.type)
         optimizer = make_optimizer()
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if self.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            log.info("DeepSpeed starts; where it never ran on a CPU, it compiles for a minute first")
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        # It uses names of torch that are going to change, which is told once a call.
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         import deepspeed
 
         head = self.plain.student.get_output_embeddings()
         for parameter in head.parameters(recurse=False):  # read by the objective, not by the head's own forward
             deepspeed.zero.register_external_parameter(entry, parameter)
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(io.StringIO()):
             self.engine, *_ = deepspeed.initialize(model=entry, optimizer=optimizer, config=self._settings())
+        self.sums = self._begin_sums(optimizer)
         return self.engine, optimizer
+
+    def _begin_sums(self, optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
+        """AdamW's sums, zero, for each of ZeRO's flat tensors of this rank.
+
+        Before the first step, when ZeRO 2 would take note of its first group's alone (deepspeed 0.19.8).
+        """
+        zero = self.engine.optimizer
+        flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for tensor in flat:
+            optimizer.state[tensor] = {
+                "step": torch.zeros((), device=self.device),
+                "exp_avg": torch.zeros_like(tensor),
+                "exp_avg_sq": torch.zeros_like(tensor),
+            }
+        if self.stage == 2:
+            zero._lazy_init_hp_params_optimizer_state()  # lets safe_get_full_optimizer_state find them
+        return [optimizer.state[tensor] for tensor in flat]
 
     def _settings(self) -> dict[str, Any]:
         """What DeepSpeed calls its config; sizes of batches are asked for, and not used."""
@@ -92,7 +115,6 @@ class Zero(Placement):
         """As above; ZeRO measures the norm in its update, and makes none of a gradient that is not finite."""
         if clip_norm != self.clip_norm:
             raise ValueError(f"clip_norm={clip_norm}: the engine was made for {self.clip_norm}")
-        check(0.0)
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         check(math.inf if norm is None else float(norm))
@@ -120,47 +142,41 @@ class Zero(Placement):
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        step = self._sums()[0]["step"]
         for index, parameter in enumerate(self.parameters):
             for key in ("exp_avg", "exp_avg_sq"):
                 value = safe_get_full_optimizer_state(parameter, key)
                 if rank() == 0:
                     yield f"{index}.{key}", value
             if rank() == 0:
-                yield f"{index}.step", step
+                yield f"{index}.step", self.sums[0]["step"].clone()
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        for sums in self._sums():
+        for sums in self.sums:
             sums["step"].copy_(tensors["0.step"])
         for index, parameter in enumerate(self.parameters):
             for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, tensors[f"{index}.{key}"].to(self.device), key)
-
-    def _sums(self) -> list[dict[str, Tensor]]:
-        """AdamW's sums for each of ZeRO's flat tensors of this rank, zero before the first update."""
-        zero, state = self.engine.optimizer, self.optimizer.state
-        flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        for tensor in flat:
-            if not state[tensor]:
-                state[tensor] = {
-                    "step": torch.zeros((), device=self.device),
-                    "exp_avg": torch.zeros_like(tensor),
-                    "exp_avg_sq": torch.zeros_like(tensor),
-                }
-        if self.stage == 2:
-            zero._lazy_init_hp_params_optimizer_state()  # lets the functions above find what is there
-        return [state[tensor] for tensor in flat]
+                whole = tensors[f"{index}.{key}"].to(self.device)
+                if self.stage == 2:
+                    safe_set_full_optimizer_state(parameter, whole, key)
+                    continue
+                # Of stage 3 that one forgets the last rank's padding (deepspeed 0.19.8).
+                size = parameter.ds_tensor.numel()
+                padded = nn.functional.pad(whole.flatten(), (0, size * num_ranks() - whole.numel()))
+                safe_set_local_optimizer_state(parameter, padded[rank() * size :][:size], key)
 
 
 class _Entry(nn.Module):
     """The engine's root: a forward pass of the objective, or other work with its student, during which ZeRO gathers
     what the student's layers and head need."""
 
-    def __init__(self, objective: StudentObjective) -> None:
+    def __init__(self, objective: StudentObjective, device_type: str) -> None:
         super().__init__()
-        self.objective = objective
+        self.objective, self.device_type = objective, device_type
 
     def forward(self, work: Any, *arguments: Any) -> Any:
-        return work() if callable(work) else self.objective(work, *arguments)
+        if not callable(work):
+            return self.objective(work, *arguments)
+        with torch.autocast(self.device_type, enabled=False):  # the engine's is for the steps
+            return work()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def assert_same_student(run: Path, other: Path, *, tolerance: float = 1e-5) -> N
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=tolerance)
+
+
+def interrupted(run: Path, name: str) -> Path:
+    """A copy of a finished run of six steps, as if it had been stopped after the third."""
+    half = Path(shutil.copytree(run, run.with_name(name)))
+    shutil.rmtree(half / "checkpoints" / "step-6")
+    (half / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"interrupted"'))
+    return half
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +122,40 @@ def test_a_sharded_run_goes_on_in_one_process_and_the_other_way_round(
     texts = "eval/quick/examples.jsonl"
     assert len(read_lines(folder / texts)) == len(read_lines(alone / texts))
     for run, start in ((folder, kdrun_here), (alone, None)):
-        half = Path(shutil.copytree(run, run.with_name(f"{run.name}-half")))
-        shutil.rmtree(half / "checkpoints" / "step-6")
-        (half / "run.json").write_text((run / "run.json").read_text().replace('"done"', '"interrupted"'))
+        half = interrupted(run, f"{run.name}-half")
         resume = f"resume=outputs/{half.name}"
         if start is None:
             ended(start_ranks("train", resume, "launch=fsdp", "launch.teacher=offloaded", cwd=workspace), 0, 0)
         else:
             start("train", resume, "launch=local")
+        assert read_json(half / "run.json")["resumed_from_step"] == 3
+        assert_same_student(half, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="pip install 'kdrun[deepspeed]'")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_goes_on_from_any_launch_and_any_from_it(
+    stage: int, alone: Path, workspace: Path, kdrun_here: Kdrun
+) -> None:
+    """Its checkpoints, student, validation and evaluation are those of a run in one process."""
+    zero = ["launch=deepspeed", f"launch.stage={stage}"]
+    name = f"outputs/zero{stage}"
+    words = [*WORDS, *zero, "train.max_steps=6", "train.keep_checkpoints=9", f"hydra.run.dir={name}"]
+    told = ended(start_ranks(*words, cwd=workspace), 0, 0)
+    assert told[1] == "" and "Warning" not in told[0]
+    folder = workspace / name
+    assert_same_student(folder, alone)
+    lines, expected = (read_lines(run / "metrics.jsonl") for run in (folder, alone))
+    for line, one in zip(lines, expected, strict=True):
+        for key in {"train/loss", "train/grad_norm", "valid/fkl"} & one.keys():
+            assert line[key] == pytest.approx(one[key], rel=1e-5)
+    for run, count in ((folder, 1), (alone, 3)):
+        half = interrupted(run, f"{run.name}-by-{stage}")
+        if count == 1:
+            kdrun_here("train", f"resume=outputs/{half.name}", "launch=local")
+        else:
+            ended(start_ranks("train", f"resume=outputs/{half.name}", *zero, cwd=workspace, count=count), 0, 0, 0)
         assert read_json(half / "run.json")["resumed_from_step"] == 3
         assert_same_student(half, alone)
 
@@ -211,7 +246,7 @@ def test_whoever_starts_the_ranks_the_student_is_the_same(launcher: str, alone: 
             "launch=fsdp launch.processes=2 rollout=student",
             "launch=fsdp: rollout=student writes with a whole student; ty",
         ),
-        ("launch.processes=2", "launch.processes': launch=local does not take it; only launch=ddp,fsdp"),
+        ("launch.processes=2", "launch.processes': launch=local does not take it; only launch=ddp,deepspeed,fsdp"),
         ("launch=ddp launch.processes=0", "launch.processes=0: must be a whole number at least 1 or null"),
     ],
 )

@@ -15,6 +15,7 @@ from kdrun.planning import memory
 from kdrun.planning.training import Training, largest_micro_batch, remedies
 from kdrun.teachers.live import LiveTeacher
 from kdrun.training.batches import RowOrder, micro_batches
+from kdrun.training.memory import recompute_activations
 from kdrun.training.objective import StudentObjective
 from tests.training.conftest import END, encoded
 
@@ -51,7 +52,7 @@ def real_peak(given: Training) -> int:
     with ledger:
         student = hf.AutoModelForCausalLM.from_config(given.student).train()
         if given.checkpointing:
-            student.gradient_checkpointing_enable()
+            recompute_activations(student)
         _moments = [torch.zeros_like(p) for p in student.parameters() for _ in range(2)]
         teacher = LiveTeacher(hf.AutoModelForCausalLM.from_config(given.teacher), rows=None)
         objective = StudentObjective(student, make_loss("fkl"), kd_ratio=0.5, chunk_tokens=16)

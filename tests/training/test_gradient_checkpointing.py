@@ -10,6 +10,7 @@ from kdrun.data.batch import make_batch
 from kdrun.losses import make_loss
 from kdrun.models.adapters import add_adapter
 from kdrun.teachers.live import LiveTeacher
+from kdrun.training.memory import recompute_activations
 from kdrun.training.objective import StudentObjective
 
 from .conftest import END, VOCABULARY, encoded
@@ -26,7 +27,7 @@ def step_of(student: Any, *, checkpointing: bool, adapter: bool) -> tuple[float,
                 torch.nn.init.constant_(weight, 0.1)
     student.train()
     if checkpointing:
-        student.gradient_checkpointing_enable()
+        recompute_activations(student)
     layers = student.transformer.h if hasattr(student, "transformer") else student.model.layers
     runs: list[int] = []
     (layers[0].attn if hasattr(layers[0], "attn") else layers[0].self_attn).register_forward_hook(
