@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt
 DEMO := outputs/demo
 
-.PHONY: setup demo test check lock bench studies torture
+.PHONY: setup demo test check lock bench studies torture deepspeed
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -40,6 +40,11 @@ studies: setup
 		$(BIN)/kdrun study $$which hydra.run.dir=outputs/studies/$$which || exit 1; done
 
 # The long promises: kills, flipped bytes, malformed input (16 minutes on two cores).
+# What make test leaves out where DeepSpeed is not installed: ZeRO 2 and 3 beside DDP and FSDP.
+deepspeed: setup
+	$(UV) -e '.[dev,deepspeed]'
+	$(BIN)/python -m pytest tests/training/test_launches.py tests/commands/test_train_launch.py
+
 torture: setup
 	$(BIN)/python -m tests.torture
 

@@ -15,7 +15,7 @@ from kdrun.prepare import own_words
 from kdrun.words import expand_short_key, read_flags, split_words
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "running.md", *sorted((ROOT / "experiments").glob("*/README.md"))]
 COMMANDS = sorted(
     {
         line.split("#")[0].strip().removeprefix("$ ")
