@@ -245,7 +245,7 @@ class Training:
         import torch
 
         from kdrun.training.batches import total_steps
-        from kdrun.training.compile import CompiledBody
+        from kdrun.training.compile import Compiled
         from kdrun.training.loop import Loop, LoopSettings
         from kdrun.training.memory import peak_memory_gib, recompute_activations
         from kdrun.training.objective import StudentObjective
@@ -260,7 +260,7 @@ class Training:
         num_steps = total_steps(len(rows), settings.batch_size, epochs=settings.epochs, max_steps=settings.max_steps)
         rollout = build_rollout(self.config, models, rows, teacher, num_steps=num_steps, accelerator=accelerator)
         mix = self.config.loss.model_dump(include={"kd_ratio", "temperature", "temperature_squared"})
-        compiled = CompiledBody() if settings.compile else None
+        compiled = Compiled() if settings.compile else None
         objective = StudentObjective(
             models.student, loss, rows=teacher.rows, chunk_tokens=settings.chunk_tokens,
             teacher_share=rollout.teacher_share, compiled=compiled, **mix,

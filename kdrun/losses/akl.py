@@ -22,6 +22,8 @@ class Akl(Loss):
     the paper's control).
     """
 
+    traceable = False
+
     def __init__(self, *, mu: float = 0.5, head: str = "code", reversed: bool = False) -> None:
         self.mu = checked_number("mu", mu, low=0, high=1, low_open=True, high_open=True, example=0.5)
         self.head = checked_choice("head", head, HEAD_RULES)

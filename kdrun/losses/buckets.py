@@ -70,6 +70,7 @@ class BucketedMix(Loss):
     `chunked_objective` does; `divergence_sum` holds the divergence of the rows so far, in nats, detached.
     """
 
+    traceable = False
     needs_teacher = False
 
     def __init__(self, loss: Loss, ids_NK: Tensor, log_p_NJ: Tensor, *, kd_ratio: float) -> None:

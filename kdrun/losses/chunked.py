@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdrun.losses.interface import Loss, drop_impossible, log_softmax, nats_and_gradient, scaled
+from kdrun.losses.interface import Loss, WithGradient, drop_impossible, log_softmax, nats_and_gradient, scaled
 from kdrun.losses.linear_head import LinearHead
 from kdrun.losses.row_blocks import row_blocks
 from kdrun.losses.sft import cross_entropy, cross_entropy_gradient
@@ -90,6 +90,7 @@ def chunked_objective(  # noqa: PLR0917
     temperature_squared: bool = True,
     weights: TokenWeights | None = None,
     chunk_tokens: int | None = None,
+    with_gradient: WithGradient | None = None,
     probe: Probe | None = None,
     probe_tokens: int = 64,
 ) -> ObjectiveSums:
@@ -101,6 +102,7 @@ def chunked_objective(  # noqa: PLR0917
     temperature divides both models' logits in the divergence only; temperature_squared multiplies the latter by T^2.
     weights: what each token's two terms are multiplied by, without gradient; cross_entropy_N takes the place of
     1 - kd_ratio. chunk_tokens: tokens projected at a time; None lets `default_chunk_tokens` choose.
+    with_gradient: stands for `Loss.with_gradient`, see `nats_and_gradient`.
     probe: called once, with the logits of student and teacher at temperature 1 for the first tokens (at most
     probe_tokens, at most one chunk), as views that it must neither keep nor change; not called when N is 0.
     """
@@ -117,6 +119,7 @@ def chunked_objective(  # noqa: PLR0917
         teacher=teacher,
         target_N=target_N,
         chunk_tokens=chunk_tokens or default_chunk_tokens(num_tokens, vocabulary, student_hidden_ND.device.type),
+        with_gradient=with_gradient,
         probe=probe,
         probe_tokens=probe_tokens,
         grad_enabled=torch.is_grad_enabled(),
@@ -184,6 +187,7 @@ class _Job:
     teacher: tuple[Tensor, LinearHead] | None  # hidden states and head
     target_N: Tensor | None
     chunk_tokens: int
+    with_gradient: WithGradient | None
     probe: Probe | None
     probe_tokens: int
     grad_enabled: bool
@@ -354,7 +358,9 @@ class _Chunks:
                 log_q_T_BV, log_p_T_BV = drop_impossible(log_q_T_BV, log_p_T_BV)
             self.own_N[tokens] = mix.loss.from_log_probs(log_q_T_BV, log_p_T_BV, target_B)
             return
-        self.own_N[tokens], own_gradient_BV = nats_and_gradient(mix.loss, log_q_T_BV, log_p_T_BV, target_B)
+        self.own_N[tokens], own_gradient_BV = nats_and_gradient(
+            mix.loss, log_q_T_BV, log_p_T_BV, target_B, with_gradient=self.job.with_gradient
+        )
         factor = mix.loss_weight / mix.temperature  # d(logits / T) = d(logits) / T
         if factor != 1:
             own_gradient_BV *= factor

@@ -16,6 +16,8 @@ class Gap(Loss):
     The head is AKL's, by the rule `code`, with mu in (0, 1). It depends on the teacher alone, so it has no gradient.
     """
 
+    traceable = False
+
     def __init__(self, *, head_weight: float = 1.0, tail_weight: float = 1.0, mu: float = 0.5) -> None:
         self.head_weight = checked_number("head_weight", head_weight, low=0, example=1)
         self.tail_weight = checked_number("tail_weight", tail_weight, low=0, example=1)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Log-probability of a dropped entry: exp(-1e4) is 0 even in float64, and -1e4 - (-1e4) is 0 where -inf - (-inf) is nan.
 DROPPED_LOG_PROB = -1e4
 
+WithGradient = Callable[["Loss", Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+
 
 class Loss:
     """Nats per token; no shift, no mask, no mean, no count. A subclass overrides `divergence`.
@@ -28,6 +30,8 @@ class Loss:
     needs_teacher: ClassVar[bool] = True
     # Whether merging vocabulary entries can only lessen it: then it can be taken on the likeliest entries and a rest.
     is_f_divergence: ClassVar[bool] = False
+    # Whether torch can compile `with_gradient`: no search for as long as it takes, no code of another language.
+    traceable: bool = True
     # What the one division is by: all scored tokens of an optimiser step, or its texts (rows).
     mean_over: Literal["tokens", "texts"] = "tokens"
 
@@ -148,13 +152,23 @@ def scaled(saved: Tensor, factor: Tensor) -> Tensor:
 
 
 def nats_and_gradient(
-    loss: Loss, log_q_NV: Tensor, log_p_NV: Tensor | None, target_N: Tensor | None
+    loss: Loss,
+    log_q_NV: Tensor,
+    log_p_NV: Tensor | None,
+    target_N: Tensor | None,
+    *,
+    with_gradient: WithGradient | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`loss.with_gradient` for log-probabilities that did not go through `drop_impossible` yet."""
+    """`loss.with_gradient` for log-probabilities that did not go through `drop_impossible` yet.
+
+    Args:
+        with_gradient: stands for `Loss.with_gradient`: the same, compiled.
+    """
+    with_gradient = with_gradient or type(loss).with_gradient
     if log_p_NV is None:
-        return loss.with_gradient(log_q_NV, None, target_N)
+        return with_gradient(loss, log_q_NV, None, target_N)
     kept_log_q_NV, kept_log_p_NV = drop_impossible(log_q_NV, log_p_NV)
-    nats_N, gradient_NV = loss.with_gradient(kept_log_q_NV, kept_log_p_NV, target_N)
+    nats_N, gradient_NV = with_gradient(loss, kept_log_q_NV, kept_log_p_NV, target_N)
     if kept_log_q_NV is not log_q_NV:
         # An entry that is impossible for the teacher alone still has its part in the student's log-softmax. Its
         # gradient is -q sum(g), and sum(g) is found from the kept entries: all gradients of a row sum to 0.

@@ -33,6 +33,8 @@ class MatchedGradient(Loss):
     for one of the models. At most 1e5; 1 where the divergence has no gradient, or nothing was seen.
     """
 
+    traceable = False
+
     def __init__(self, loss: Loss) -> None:
         """
         Raises:

@@ -24,7 +24,7 @@ from kdrun.losses.written import TokenWeights, target_log_probs
 from kdrun.models.heads import Head, head_of, hidden_states, scored_hidden_states
 from kdrun.teachers.live import Teacher
 from kdrun.teachers.topk import TopkTeacher
-from kdrun.training.compile import CompiledBody
+from kdrun.training.compile import Compiled
 
 Probe = Callable[[Tensor, Tensor], None]
 T = TypeVar("T")
@@ -44,13 +44,13 @@ class StudentObjective(nn.Module):
         temperature_squared: bool = True,
         chunk_tokens: int | None = None,
         teacher_share: float = 0.0,
-        compiled: CompiledBody | None = None,
+        compiled: Compiled | None = None,
     ) -> None:
         """
         Args:
             rows: vocabulary rows shared with the teacher; None keeps the student's own.
             teacher_share: of the mixture that text of the writer "student" was drawn from.
-            compiled: runs the student's body; None runs it as it is.
+            compiled: runs the student's body and the loss; None runs them as they are.
         """
         super().__init__()
         self.student = student
@@ -58,7 +58,7 @@ class StudentObjective(nn.Module):
         self.rows = rows if rows is not None else head_of(student).weight_VD.shape[0]
         self.kd_ratio, self.temperature, self.temperature_squared = kd_ratio, temperature, temperature_squared
         self.chunk_tokens, self.teacher_share = chunk_tokens, teacher_share
-        self.pass_of = compiled or hidden_states
+        self.compiled = compiled
         self.teacher_s: float | None = None  # set to 0: the seconds of the teacher are added up here, at a price
 
     def forward(
@@ -78,7 +78,8 @@ class StudentObjective(nn.Module):
         with self._teacher_timed(device):
             bucketed = self._bucketed(batch, teacher) if isinstance(teacher, TopkTeacher) else None
             teacher_hidden_NE = live.hidden(batch) if live is not None else None
-        student_hidden_ND = scored_hidden_states(self.student, batch.groups, pass_of=self.pass_of)
+        pass_of = self.compiled.body if self.compiled else hidden_states
+        student_hidden_ND = scored_hidden_states(self.student, batch.groups, pass_of=pass_of)
         if torch.is_autocast_enabled(device_type):  # the heads' products in the body's precision
             dtype = torch.get_autocast_dtype(device_type)
             student_hidden_ND = student_hidden_ND.to(dtype)
@@ -100,6 +101,7 @@ class StudentObjective(nn.Module):
             teacher_softcap=theirs.softcap if theirs else None,
             weights=self._weights(loss, batch, (student_hidden_ND, head), (teacher_hidden_NE, theirs)),
             chunk_tokens=self.chunk_tokens,
+            with_gradient=self.compiled.with_gradient if self.compiled else None,
             probe=probe if theirs else None,
             kd_ratio=kd_ratio,
             temperature=self.temperature,
