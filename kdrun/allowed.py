@@ -1,7 +1,8 @@
 """What words, config files and records may ask Hydra for: its own launchers and sweepers, never a program of theirs.
 
 Hydra runs whatever stands behind `_target_`, in a logging config or in a callback; a config file or a run directory
-that someone sent could hold one. Everything is looked at when it is composed, before Hydra acts on it.
+that someone sent could hold one. Everything is looked at when it is composed, before Hydra acts on it: what is refused
+raises a UserError that names the key, flag or word.
 """
 
 from __future__ import annotations
@@ -32,11 +33,7 @@ FLAGS = ("--config-dir", "-cd", "--config-name", "-cn")
 
 
 def check_flags(flags: Sequence[str]) -> None:
-    """No flag that would run a pickle, or a config that was not looked at.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """No flag that would run a pickle, or a config that was not looked at."""
     for flag in (word.partition("=")[0] for word in flags if word.startswith("-")):
         if flag.startswith("--experimental"):
             raise UserError(f"{flag}: opens a pickle, which can hold a program; type kdrun train resume=DIR instead")
@@ -45,14 +42,8 @@ def check_flags(flags: Sequence[str]) -> None:
 
 
 def check_search_path(words: Sequence[str], config_dir: str | None, config_name: str | None) -> None:
-    """Configs are looked for in folders only: Hydra would import the package of a pkg:// path.
-
-    Raises:
-        UserError: naming hydra.searchpath.
-    """
-    paths: list[Any] = [
-        path for word in words if key_of(word) == "hydra.searchpath" for path in [word.partition("=")[2]]
-    ]
+    """Configs are looked for in folders only: Hydra would import the package of a pkg:// path."""
+    paths: list[Any] = [word.partition("=")[2] for word in words if key_of(word) == "hydra.searchpath"]
     for file in Path(config_dir).glob(f"{config_name}.y*ml") if config_dir and config_name else ():
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         hydra = content.get("hydra") if isinstance(content, dict) else None
@@ -69,9 +60,6 @@ def check_hydra(node: Mapping[str, Any], words: Sequence[str]) -> None:
 
     Args:
         words: typed; the only place where commands for a cluster's shell may come from.
-
-    Raises:
-        UserError: naming the key.
     """
     for key, value in _leaves(node, "hydra"):
         if key.endswith("._target_") and not (isinstance(value, str) and TARGETS.fullmatch(value)):
@@ -116,11 +104,7 @@ def _short(value: Any) -> str:
 
 
 def check_typed(config: Any, typed: Sequence[str]) -> None:
-    """Code that a model brings runs only where the person typed it: no file and no record may ask for it.
-
-    Raises:
-        UserError: naming trust_remote_code.
-    """
+    """Code that a model brings runs only where the person typed it: no file and no record may ask for it."""
     for key, node in (("trust_remote_code", config), ("pair.trust_remote_code", getattr(config, "pair", None))):
         if getattr(node, "trust_remote_code", False) and (value_of(typed, key) or "").lower() != "true":
             raise UserError(
@@ -129,11 +113,7 @@ def check_typed(config: Any, typed: Sequence[str]) -> None:
 
 
 def check_recorded(words: Sequence[Any], typed: Sequence[str], *, key: str, sweep: bool = False) -> None:
-    """Words that a record holds are KEY=VALUE of the task, and read nothing of this machine; those typed again are.
-
-    Raises:
-        UserError: naming `key` and the word.
-    """
+    """Words that a record holds are KEY=VALUE of the task, and read nothing of this machine; those typed again are."""
     again = {key_of(word) for word in typed}
     for word in words:
         said = f"{key}: its record holds {_short(word)}"
@@ -151,22 +131,14 @@ def check_recorded(words: Sequence[Any], typed: Sequence[str], *, key: str, swee
 
 
 def check_recorded_flags(flags: Sequence[Any], *, key: str) -> None:
-    """Flags that a sweep's record holds choose configs, and nothing else.
-
-    Raises:
-        UserError: naming `key` and the flag.
-    """
+    """Flags that a sweep's record holds choose configs, and nothing else."""
     for flag in flags:
         if not isinstance(flag, str) or (flag.startswith("-") and flag.partition("=")[0] not in FLAGS):
             raise UserError(f"{key}: its record holds the flag {_short(flag)}; only {', '.join(FLAGS)} can be there")
 
 
 def check_secrets(config: Mapping[str, Any], words: Sequence[str] = ()) -> None:
-    """No key and no password in what is written to every record.
-
-    Raises:
-        UserError: naming the key, and not the value.
-    """
+    """No key and no password in what is written to every record; the error does not show it."""
     found = next(((key_of(word), kind) for word in words if (kind := secret_in(word))), None) or first_secret(config)
     if found:
         raise UserError(

@@ -49,7 +49,6 @@ launch (in how many processes): {options("launch")}; torchrun -m kdrun train doe
 Examples: kdrun train loss=akl mu=0.5 | kdrun train loss=fkl data=jsonl data.path=my.jsonl | kdrun train resume=DIR""",
 )
 def train(overrides: Overrides = None) -> None:
-    """Train once."""
     launch("train", overrides)
 
 
@@ -60,7 +59,6 @@ def train(overrides: Overrides = None) -> None:
 Examples: kdrun sweep loss=akl mu=0.3,0.5,0.7 | kdrun sweep loss=fkl,rkl,jsd seed=0,1,2""",
 )
 def sweep(overrides: Overrides = None) -> None:
-    """Train once for every combination of values."""
     launch("train", ["--multirun", *(overrides or [])])
 
 
@@ -74,7 +72,6 @@ Examples: kdrun evaluate run=DIR eval=paper | kdrun evaluate student=PATH data=u
 role=teacher""",
 )
 def evaluate(overrides: Overrides = None) -> None:
-    """Generate and score."""
     launch("evaluate", overrides)
 
 
@@ -89,7 +86,6 @@ kdrun judge ... against=DIR yes=true | kdrun judge ... against=references decodi
 scores=diversity judge.num_examples=100""",
 )
 def judge(overrides: Overrides = None) -> None:
-    """Let a language model judge evaluations."""
     # To Hydra, eval= is the config group of train and evaluate.
     launch("judge", [f"evaluation={word[5:]}" if word.startswith("eval=") else word for word in overrides or []])
 
@@ -111,17 +107,15 @@ def compare(  # noqa: PLR0917 - Typer calls it by name
     every_metric: Annotated[bool, typer.Option("--all", help="Show every metric, not the main ones.")] = False,
 ) -> None:
     """Runs side by side: the settings that differ, quality as mean +- sd over seeds, cost, and paired verdicts."""
-    from kdrun.launch import answer
+    from kdrun.launch import answered
 
-    def run() -> None:
+    with answered():
         from kdrun.commands.compare import compare
 
         compare(
             sources, baselines=baseline or [], csv=csv, latex=latex, markdown=markdown, plot=plot,
             every_metric=every_metric,
         )  # fmt: skip
-
-    answer(run)
 
 
 @app.command()
@@ -139,14 +133,12 @@ def report(
     wandb: Annotated[str | None, typer.Option(help="Show tables and figures in this project of W&B, too.")] = None,
 ) -> None:
     """One page that opens offline: question, answer, curves, cost, texts, configs and provenance of runs."""
-    from kdrun.launch import answer
+    from kdrun.launch import answered
 
-    def run() -> None:
+    with answered():
         from kdrun.commands.report import report
 
         report(directories, output, baseline=baseline, figures=figures, title=title, project=wandb)
-
-    answer(run)
 
 
 @app.command(
@@ -160,7 +152,6 @@ Examples: kdrun bench loss | kdrun bench objective bench.tokens=512 | kdrun benc
 def bench(
     which: Annotated[str, typer.Argument(metavar="WHICH", help="The benchmark.")] = "", overrides: Overrides = None
 ) -> None:
-    """Measure side by side."""
     _with_choice("bench", which, overrides or [], "loss")
 
 
@@ -187,7 +178,6 @@ kdrun study headtail study.runs=outputs/sweep/...""",
 def study(
     which: Annotated[str, typer.Argument(metavar="WHICH", help="The study.")] = "", overrides: Overrides = None
 ) -> None:
-    """Check claims of the literature."""
     _with_choice("study", which, ["strict=true" if word == "--strict" else word for word in overrides or []], "toy")
 
 
@@ -202,22 +192,17 @@ Examples: kdrun cache pair=gpt2 | kdrun cache data=docstrings cache.topk=50 | kd
 kdrun cache ls | kdrun cache ls DIR""",
 )
 def cache(overrides: Overrides = None) -> None:
-    """Make or list teacher caches."""
-    words = list(overrides or [])
-    if words[:1] == ["ls"]:
-        from kdrun.launch import answer
-
-        return answer(lambda: _list_caches(words[1:]))
+    from kdrun.launch import answered
     from kdrun.launch import cache as run
 
-    return run(words, CONF)
+    words = list(overrides or [])
+    if words[:1] != ["ls"]:
+        return run(words, CONF)
+    with answered():
+        from kdrun.commands.cache_list import list_caches
 
-
-def _list_caches(words: list[str]) -> None:
-    from kdrun.commands.cache_list import list_caches
-
-    outputs = Path(os.environ.get("KDRUN_OUTPUTS", "outputs"))
-    list_caches(*([Path(words[0])] if words else [outputs / "cache", outputs / "rollouts"]))
+        outputs = Path(os.environ.get("KDRUN_OUTPUTS", "outputs"))
+        list_caches(*([Path(words[1])] if words[1:] else [outputs / "cache", outputs / "rollouts"]))
 
 
 @app.command(
@@ -233,7 +218,6 @@ def doctor(
     *,
     json: Annotated[Path | None, typer.Option(help="Write every finding to this file, too.")] = None,
 ) -> None:
-    """Check the machine and a training."""
     from kdrun.launch import doctor as run
 
     run(list(overrides or []), CONF, json=json)
@@ -254,7 +238,6 @@ def plan(
     utilisation: Annotated[float, typer.Option(help="Share of the machine's rate that a training gets.")] = 0.35,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file, too.")] = None,
 ) -> None:
-    """Say what a training will take."""
     from kdrun.launch import plan as run
 
     run(list(overrides or []), CONF, gpu=gpu, utilisation=utilisation, json=json)

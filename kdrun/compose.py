@@ -56,12 +56,11 @@ def complete(command: str, overrides: list[str]) -> list[str]:
             raise UserError(
                 f"resume={folder}: its run.json has no overrides, the words that started it; start a new run"
             )
-        check_recorded(run.record["overrides"], overrides, key=f"resume={folder}")
-        here = f"hydra.run.dir={quote(str(run.path))}"
         recorded = run.record["overrides"]
+        check_recorded(recorded, overrides, key=f"resume={folder}")
         if value_of(overrides, "launch"):  # the old launch's settings are not the new one's
             recorded = [word for word in recorded if key_of(word).split(".")[0] != "launch"]
-        return [*recorded, *overrides, here]
+        return [*recorded, *overrides, f"hydra.run.dir={quote(str(run.path))}"]
     if command == "evaluate" and (folder := value_of(overrides, "run")) and not value_of(overrides, "hydra.run.dir"):
         run = RunDirectory.open(folder, key="run")
         refuse_links_out(run.path, key=f"run={folder}")
@@ -189,9 +188,9 @@ def sweep_words(
         return fixed, []  # another sweeper chooses the values: only the rest can be checked
     configured = [expand_short_key(f"{key}={value}") for key, value in (hydra.sweeper.get("params") or {}).items()]
     axes = {axis.get_key_element(): axis for axis in parser.parse_overrides(configured)}
-    axes |= {
-        word.get_key_element(): word for word in parsed if word.is_sweep_override() or word.get_key_element() in axes
-    }
+    for word in parsed:
+        if word.is_sweep_override() or word.get_key_element() in axes:
+            axes[word.get_key_element()] = word
     return fixed, [axis_values(axis) for axis in axes.values()]
 
 
@@ -232,9 +231,8 @@ def explain_hydra(error: Exception, command: str, words: Sequence[str], conf: Pa
         if "No match in the defaults list" in text:
             near = explain.suggest(match[1], explain.known_keys(command, conf))
             return f"{match[1]}: not a config group of {command}{near}"
-        choices = {group: value_of(words, group) or "" for group in explain.UNIONS}
         defaults = {"loss": "akl", "teacher": "live", "rollout": "data", "adapter": "none", "launch": "local"}
-        choices |= {group: choices[group] or option for group, option in defaults.items()}
+        choices = {group: value_of(words, group) or defaults.get(group, "") for group in explain.UNIONS}
         return explain.unknown_key(match[1], command, conf, choices)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values; use `kdrun sweep` for one run each, or [a,b] for a list"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from kdrun.config import CONFIGS, SHORT_KEYS
+from kdrun.words import quote
 
 UNIONS = {
     "loss": "name",
@@ -25,6 +26,7 @@ UNIONS = {
     "bench": "name",
     "study": "name",
 }  # config node -> the key that tells its sections apart
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -126,9 +128,9 @@ def _look_up(tree: Any, location: Sequence[str]) -> Any:
 
 
 def _spell(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return "[" + ",".join(map(_spell, value)) + "]" if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_spell, value)) + "]"
+    return value if isinstance(value, str) else quote(value)
 
 
 def _allowed(model: type[BaseModel], location: Sequence[str], config: dict[str, Any]) -> str:
@@ -162,15 +164,12 @@ def _bounds(field: FieldInfo) -> str:
     for kind in _alternatives(field.annotation):
         for extra in getattr(kind, "__metadata__", ()):
             marks += getattr(extra, "metadata", [extra])
-    low = high = ""
-    for mark in marks:
-        for sign, name in ((">", "gt"), (">=", "ge")):
-            if (value := getattr(mark, name, None)) is not None:
-                low = f"{'above' if sign == '>' else 'at least'} {_spell(value)}"
-        for sign, name in (("<", "lt"), ("<=", "le")):
-            if (value := getattr(mark, name, None)) is not None:
-                high = f"{'below' if sign == '<' else 'at most'} {_spell(value)}"
-    return " " + " and ".join(part for part in (low, high) if part) if low or high else ""
+    found = {}
+    for name, word in BOUNDS.items():
+        for value in (getattr(mark, name, None) for mark in marks):
+            if value is not None:
+                found[name] = f"{word} {_spell(value)}"
+    return " " + " and ".join(found.values()) if found else ""
 
 
 def _field(model: Any, location: list[str], config: dict[str, Any]) -> FieldInfo | None:

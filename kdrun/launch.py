@@ -13,9 +13,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from hydra import main as hydra_main
 from hydra.core.global_hydra import GlobalHydra
@@ -25,16 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdrun import cli
 from kdrun.allowed import check_flags, check_secrets, check_typed
 from kdrun.compose import Cell, complete, compose_cells, validate
-from kdrun.config import (
-    CONFIGS,
-    SHORT_KEYS,
-    BenchConfig,
-    EvaluateConfig,
-    JudgeConfig,
-    Section,
-    StudyConfig,
-    TrainConfig,
-)
+from kdrun.config import CONFIGS, SHORT_KEYS, Section, TrainConfig
 from kdrun.errors import UserError
 from kdrun.prepare import check, compose_with_models, confirm_judge, make_missing_runs, make_missing_teachers, own_words
 from kdrun.runs.directory import disk_trouble
@@ -54,21 +46,23 @@ from kdrun.sweep import (
     with_cached_teacher,
 )
 from kdrun.untrusted import printable
-from kdrun.words import expand_short_key, key_of, quote, read_flags, shorten, split_words, value_of
+from kdrun.words import expand_short_key, in_folder, key_of, read_flags, shorten, split_words, value_of
 
 TEXTS = ("teacher", "contrastive")  # rollouts of text that the teacher wrote before
 NO_CHECK = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
 
 
-def answer(action: Callable[[], Any], typed: Sequence[str] = ()) -> Any:
-    """Run an action; a UserError, or a disk that takes nothing more, becomes one line on standard error and exit
+@contextmanager
+def answered(typed: Sequence[str] = ()) -> Iterator[None]:
+    """While the body runs, a UserError, or a disk that takes nothing more, becomes one line on standard error and exit
     code 2.
 
     Args:
         typed: the words as the person typed them, so that the line says mu where mu was typed for loss.mu.
     """
     try:
-        return action()
+        yield
+        return
     except UserError as error:
         message = " ".join(str(error).split())
     except Exception as error:
@@ -92,68 +86,78 @@ def _too_long(error: Exception) -> str | None:
     return f"{str(error.filename)[:60]}...: is too long for the name of a file"
 
 
+@contextmanager
+def _interruptible(said: str = "interrupted") -> Iterator[None]:
+    """While the body runs, Ctrl-C ends the process with a line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not rank():
+            print(f"kdrun: {said}", file=sys.stderr)
+        sys.exit(130)
+
+
 def launch(command: str, words: Sequence[str], conf: Path) -> None:
     """Check every cell of a command, then run it through hydra.main. Exits with 2 on a user's mistake."""
     exit_on_sigterm()
     flags, typed = split_words(words)
-    answer(lambda: check_flags(flags))
     here = typed  # what the person typed, and no record
+    of_runs: list[str] = []
+    with answered():
+        check_flags(flags)
     if any(flag in NO_CHECK for flag in flags):
         return run_hydra(command, flags, typed, conf)
-    options = answer(lambda: read_flags(flags))
-    if num_ranks() > 1 and (command != "train" or options.multirun):
-        answer(_refuse_ranks)
-    of_runs: list[str] = []
-    if command == "study":
-        typed, of_runs = answer(lambda: own_words(typed))
-    resuming = command == "train" and options.multirun and value_of(typed, "resume") is not None
-    if resuming:
-        started, typed = answer(lambda: resumed_words(typed))
-        flags = [*started, *flags]
-        options = answer(lambda: read_flags(flags))
-    if options.multirun and options.cfg:
-        answer(_refuse_cfg)
-    overrides = answer(lambda: complete(command, [expand_short_key(word, command) for word in typed]))
-    cells, overrides = answer(
-        lambda: compose_with_models(command, overrides, options, conf, weights=not options.cfg), typed
-    )
-    if options.multirun:
-        cells, overrides = answer(lambda: with_cached_teacher(cells, overrides, options, conf), typed)
-        answer(lambda: check_sweep(cells, overrides, resuming=resuming), typed)
-    answer(lambda: _check_trust(cells, here))
-    if not options.cfg:
-        answer(lambda: check(command, cells, overrides, options.multirun, resuming=resuming), typed)
-        if command == "judge" and not answer(lambda: confirm_judge(cells, words)):
-            return None
-        if options.multirun:
-            folder = Path(str(cells[0].composed.hydra.sweep.dir))
-            begin(command, folder, flags, overrides, cells)
-        if command == "train":
-            count = answer(lambda: _num_processes(cells), typed)
-            with alone():
-                answer(
-                    lambda: make_missing_teachers(
-                        cells, options.config_dir, conf, train=lambda words: launch("train", words, conf)
-                    )
-                )
-            if count > 1:
-                overrides = _among_ranks(words, cells[0], overrides, count)
-        if command == "study":
-            overrides = make_missing_runs(
-                cells[0], overrides, of_runs, sweep=lambda words: launch("train", ["--multirun", *words], conf)
+    with answered():
+        options = read_flags(flags)
+        if num_ranks() > 1 and (command != "train" or options.multirun):
+            raise UserError(
+                f"torchrun: of kdrun's commands only train runs in {num_ranks()} processes; start this one plainly"
             )
+        if command == "study":
+            typed, of_runs = own_words(typed)
+        resuming = command == "train" and options.multirun and value_of(typed, "resume") is not None
+        if resuming:
+            started, typed = resumed_words(typed)
+            flags = [*started, *flags]
+            options = read_flags(flags)
+        if options.multirun and options.cfg:
+            raise UserError("--cfg: shows the config of one run, so type kdrun train --cfg with the words of one cell")
+        overrides = complete(command, [expand_short_key(word, command) for word in typed])
+    with answered(typed):
+        cells, overrides = compose_with_models(command, overrides, options, conf, weights=not options.cfg)
+        if options.multirun:
+            cells, overrides = with_cached_teacher(cells, overrides, options, conf)
+            check_sweep(cells, overrides, resuming=resuming)
+        _check_trust(cells, here)
+        if not options.cfg:
+            check(command, cells, overrides, options.multirun, resuming=resuming)
+            if command == "judge" and not confirm_judge(cells, words):
+                return None
     if options.multirun:
-        overrides = [word for word in overrides if key_of(word) != "hydra.sweep.dir"]
+        folder = Path(str(cells[0].composed.hydra.sweep.dir))
+        begin(command, folder, flags, overrides, cells)
+    if command == "train" and not options.cfg:
+        with answered(typed):
+            count = _num_processes(cells)
+        with alone(), answered():
+            _make_missing_teachers(cells, options.config_dir, conf)
+        if count > 1:
+            overrides = _among_ranks(words, cells[0], overrides, count)
+    if command == "study" and not options.cfg:
+        overrides = make_missing_runs(
+            cells[0], overrides, of_runs, sweep=lambda words: launch("train", ["--multirun", *words], conf)
+        )
+    if options.multirun:
         # The folder is fixed now, for its name may hold the time.
-        overrides += [*launcher_words(cells, overrides), f"hydra.sweep.dir={quote(str(folder))}"]
+        overrides = in_folder([*overrides, *launcher_words(cells, overrides)], folder, key="hydra.sweep.dir")
         return run_sweep(folder, lambda: run_hydra(command, flags, overrides, conf), show=print_sweep)
-    try:
-        answer(lambda: run_hydra(command, flags, overrides, conf))
-    except KeyboardInterrupt:
-        if not rank():
-            print("kdrun: interrupted", file=sys.stderr)
-        sys.exit(130)
+    with _interruptible(), answered():
+        run_hydra(command, flags, overrides, conf)
     return None
+
+
+def _make_missing_teachers(cells: list[Cell], config_dir: str | None, conf: Path) -> None:
+    make_missing_teachers(cells, config_dir, conf, train=lambda words: launch("train", words, conf))
 
 
 def _num_processes(cells: Sequence[Cell]) -> int:
@@ -171,17 +175,10 @@ def _among_ranks(words: Sequence[str], cell: Cell, overrides: list[str], count: 
 
     directory = Path(str(cell.composed.hydra.run.dir))
     if num_ranks() == 1:
-        here = [] if value_of(overrides, "resume") else [f"hydra.run.dir={quote(str(directory))}"]
-        kept = [word for word in words if key_of(word) != "hydra.run.dir"]
-        sys.exit(run_ranks([*kept, *here], count, directory))
+        placed = in_folder(words, directory)
+        sys.exit(run_ranks(placed[:-1] if value_of(overrides, "resume") else placed, count, directory))
     assert isinstance(cell.config, TrainConfig)
-    directory = common_directory(directory, cell.config.train.device)
-    kept = [word for word in overrides if key_of(word) != "hydra.run.dir"]
-    return [*kept, f"hydra.run.dir={quote(str(directory))}"]
-
-
-def _refuse_ranks() -> None:
-    raise UserError(f"torchrun: of kdrun's commands only train runs in {num_ranks()} processes; start this one plainly")
+    return in_folder(overrides, common_directory(directory, cell.config.train.device))
 
 
 def _check_trust(cells: Sequence[Cell], typed: Sequence[str]) -> None:
@@ -191,79 +188,67 @@ def _check_trust(cells: Sequence[Cell], typed: Sequence[str]) -> None:
         check_typed(cell.config, typed)
 
 
-def _refuse_cfg() -> None:
-    raise UserError("--cfg: shows the config of one run, so type kdrun train --cfg with the words of one cell")
-
-
-def _refuse_live(cells: Sequence[Cell]) -> None:
-    configs = [cell.config for cell in cells if isinstance(cell.config, TrainConfig)]
-    if any(config.teacher.kind == "live" and config.rollout.name not in TEXTS for config in configs):
-        raise UserError("teacher=live: kdrun cache makes what teacher=cached reads; leave teacher=live out")
-
-
 def cache(words: Sequence[str], conf: Path) -> None:
     """Make the teacher caches of a training: the words of `kdrun train` (or of a sweep), teacher=cached implied, unless
     they ask for the teacher's text."""
     flags, typed = split_words(words)
-    options = answer(lambda: read_flags(flags))
-    options.multirun = True  # a sweep's words are as good: its cells share their caches
-    overrides = [expand_short_key(word) for word in typed]
-    if not any(key_of(word) == "teacher" for word in overrides) and value_of(overrides, "rollout") not in TEXTS:
-        overrides = ["teacher=cached", *overrides]
-    cells, overrides = answer(lambda: compose_with_models("train", overrides, options, conf), typed)
-    answer(lambda: _check_trust(cells, typed))
-    answer(lambda: _refuse_live(cells))
-    answer(lambda: check("train", cells, overrides, False), typed)
-    answer(
-        lambda: make_missing_teachers(cells, options.config_dir, conf, train=lambda words: launch("train", words, conf))
-    )
+    with answered(typed):
+        options = read_flags(flags)
+        options.multirun = True  # a sweep's words are as good: its cells share their caches
+        overrides = [expand_short_key(word) for word in typed]
+        if not any(key_of(word) == "teacher" for word in overrides) and value_of(overrides, "rollout") not in TEXTS:
+            overrides = ["teacher=cached", *overrides]
+        cells, overrides = compose_with_models("train", overrides, options, conf)
+        _check_trust(cells, typed)
+        configs = [cell.config for cell in cells if isinstance(cell.config, TrainConfig)]
+        if any(config.teacher.kind == "live" and config.rollout.name not in TEXTS for config in configs):
+            raise UserError("teacher=live: kdrun cache makes what teacher=cached reads; leave teacher=live out")
+        check("train", cells, overrides, False)
+        _make_missing_teachers(cells, options.config_dir, conf)
     from kdrun.commands.cache import build_caches
 
-    try:
-        answer(lambda: build_caches([cell.config for cell in cells]), typed)
-    except KeyboardInterrupt:
-        print("kdrun: interrupted; the same words go on after the last whole shard", file=sys.stderr)
-        sys.exit(130)
+    with _interruptible("interrupted; the same words go on after the last whole shard"), answered(typed):
+        build_caches(configs)
+
+
+def _training_to_look_at(words: Sequence[str], conf: Path, *, with_files: bool) -> tuple[TrainConfig, list[str]]:
+    """The training that these words of `kdrun train` name, and what of the words was typed for it.
+
+    Args:
+        with_files: its files are checked, and weights of pair.random_init made.
+    """
+    flags, typed = split_words(words)
+    with answered(typed):
+        check_flags(flags)
+        if value_of(typed, "resume") is not None:
+            raise UserError("resume=: this looks at a training before it starts; type the words of that run instead")
+        overrides = [expand_short_key(word) for word in typed]
+        cells, overrides = compose_with_models("train", overrides, read_flags(flags), conf, weights=with_files)
+        _check_trust(cells, typed)
+        if with_files:
+            check("train", cells, overrides, False)
+    config = cells[0].config
+    assert isinstance(config, TrainConfig)
+    return config, typed
 
 
 def doctor(words: Sequence[str], conf: Path, *, json: Path | None) -> None:
     """Look over the machine and the training that these words of `kdrun train` name. Exits with 1 for a fault."""
-    flags, typed = split_words(words)
-    answer(lambda: check_flags(flags))
-    if value_of(typed, "resume") is not None:
-        answer(_refuse_resume)
-    overrides = [expand_short_key(word) for word in typed]
-    cells, overrides = answer(lambda: compose_with_models("train", overrides, read_flags(flags), conf), typed)
-    answer(lambda: _check_trust(cells, typed))
-    answer(lambda: check("train", cells, overrides, False), typed)
+    config, typed = _training_to_look_at(words, conf, with_files=True)
     from kdrun.commands.doctor import doctor as run
 
-    try:
-        sys.exit(0 if answer(lambda: run(cells[0].config, json=json), typed) else 1)
-    except KeyboardInterrupt:
-        print("kdrun: interrupted", file=sys.stderr)
-        sys.exit(130)
+    with _interruptible(), answered(typed):
+        sys.exit(0 if run(config, json=json) else 1)
 
 
 def plan(words: Sequence[str], conf: Path, *, gpu: str | None, utilisation: float, json: Path | None) -> None:
     """What the training that these words of `kdrun train` name would take."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded to be counted
-    flags, typed = split_words(words)
-    answer(lambda: check_flags(flags))
-    if value_of(typed, "resume") is not None:
-        answer(_refuse_resume)
-    overrides = [expand_short_key(word) for word in typed]
-    cells, _ = answer(lambda: compose_with_models("train", overrides, read_flags(flags), conf, weights=False), typed)
-    answer(lambda: _check_trust(cells, typed))
+    config, typed = _training_to_look_at(words, conf, with_files=False)
     from kdrun.commands.plan import plan as run
 
-    config = cells[0].config
-    assert isinstance(config, TrainConfig)
-    answer(lambda: run(config, gpu=gpu, utilisation=utilisation, json=json), typed)
-
-
-def _refuse_resume() -> None:
-    raise UserError("resume=: this looks at a training before it starts; type the words of that run instead")
+    with answered(typed):
+        run(config, gpu=gpu, utilisation=utilisation, json=json)
 
 
 def print_sweep(folder: Path) -> None:
@@ -279,7 +264,8 @@ def show(command: str, words: Sequence[str]) -> None:
     """Print the composed, checked config of a command as YAML."""
     flags, typed = split_words(words)
     overrides = [expand_short_key(word, command) for word in typed]
-    cells = answer(lambda: compose_cells(command, overrides, read_flags(flags), cli.CONF), typed)
+    with answered(typed):
+        cells = compose_cells(command, overrides, read_flags(flags), cli.CONF)
     print(OmegaConf.to_yaml(OmegaConf.create(cells[0].config.model_dump(mode="json"))), end="")
 
 
@@ -312,7 +298,8 @@ def run_job(composed: DictConfig) -> float | None:
         _listen_to_rank_zero()
     if group is None:
         log.info("%s: %s", directory, " ".join(words))
-        return answer(lambda: run_alone(config, directory, words))  # a user's mistake leaves here, in one line
+        with answered():  # a user's mistake leaves here, in one line
+            return run_alone(config, directory, words)
     try:
         return run_cell(config, directory, words, lambda config: dispatch(config, directory, words, group))
     except Exception as error:
@@ -356,22 +343,9 @@ def dispatch(config: Section, directory: Path, words: list[str], group: str | No
         from kdrun.commands.train import train
 
         return train(config, directory, overrides=words, group=group)
-    if isinstance(config, JudgeConfig):
-        from kdrun.commands.judge import judge
-
-        return judge(config, directory, overrides=words)
-    if isinstance(config, BenchConfig):
-        from kdrun.commands.bench import bench
-
-        return bench(config, directory, overrides=words)
-    if isinstance(config, StudyConfig):
-        from kdrun.commands.study import study
-
-        return study(config, directory, overrides=words)
-    from kdrun.commands.evaluate import evaluate
-
-    assert isinstance(config, EvaluateConfig)
-    return evaluate(config, directory, overrides=words)
+    name = next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
+    run = getattr(import_module(f"kdrun.commands.{name}"), name)
+    return float(run(config, directory, overrides=words))
 
 
 def _torch_sees_a_gpu() -> bool:

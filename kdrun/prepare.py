@@ -17,7 +17,7 @@ from kdrun.compose import Cell, compose_cells, search_words
 from kdrun.config import BenchConfig, EvaluateConfig, JudgeConfig, StudyConfig, TrainConfig
 from kdrun.config.study import HeadtailStudy
 from kdrun.errors import UserError
-from kdrun.words import key_of, quote, value_of
+from kdrun.words import in_folder, key_of, quote, value_of
 
 
 def compose_with_models(
@@ -87,14 +87,14 @@ def check(command: str, cells: list[Cell], overrides: list[str], multirun: bool,
         typed = {key_of(word) for word in Counter(overrides) - Counter(run.record["overrides"])}
         check_resume(config, run, sorted(typed - {"resume", "hydra.run.dir"}))
         take(run.path, key=f"resume={config.resume}")
-    elif multirun and (folder := value_of(overrides, "hydra.sweep.dir")) and not resuming:
-        if any(Path(folder).glob("*/run.json")) or (Path(folder) / "sweep.json").exists():
-            raise UserError(
-                f"hydra.sweep.dir={folder}: holds a sweep already; choose another folder, or go on with resume={folder}"
-            )
-    elif not multirun and (folder := value_of(overrides, "hydra.run.dir")) and (Path(folder) / "run.json").exists():
+        return
+    kind, record = ("sweep", "sweep.json") if multirun else ("run", "run.json")
+    folder = value_of(overrides, f"hydra.{kind}.dir")
+    if not folder or resuming:
+        return
+    if (multirun and any(Path(folder).glob("*/run.json"))) or (Path(folder) / record).exists():
         raise UserError(
-            f"hydra.run.dir={folder}: holds a run already; choose another folder, or go on with resume={folder}"
+            f"hydra.{kind}.dir={folder}: holds a {kind} already; choose another folder, or go on with resume={folder}"
         )
 
 
@@ -136,8 +136,7 @@ def make_missing_runs(
             print("The study itself did not begin; when the runs are done, type:", file=sys.stderr)
             print(f"  kdrun study headtail study.runs={folder / 'runs'}", file=sys.stderr)
         raise
-    kept = [word for word in overrides if key_of(word) != "hydra.run.dir"]
-    return [*kept, f"study.runs={quote(str(folder / 'runs'))}", f"hydra.run.dir={quote(str(folder))}"]
+    return in_folder([*overrides, f"study.runs={quote(str(folder / 'runs'))}"], folder)
 
 
 def make_missing_teachers(
@@ -173,10 +172,10 @@ def _train_aside(folder: Path, words: list[str], *, flags: list[str], train: Cal
     if folder.exists():  # begun there by hand
         return train([*flags, *words])
     aside = folder.with_name(f".{folder.name}.begun")
-    begun = (aside / "run.json").exists()
-    if not begun or RunDirectory.open(aside, key="pair.teacher").record.get("status") != "done":
-        fresh = [*(word for word in words if key_of(word) != "hydra.run.dir"), f"hydra.run.dir={quote(str(aside))}"]
-        train([*flags, *([f"resume={quote(str(aside))}"] if begun else fresh)])
+    if not (aside / "run.json").exists():
+        train([*flags, *in_folder(words, aside)])
+    elif RunDirectory.open(aside, key="pair.teacher").record.get("status") != "done":
+        train([*flags, f"resume={quote(str(aside))}"])
     aside.rename(folder)
 
 
@@ -195,5 +194,4 @@ def teacher_words(cell: Cell, folder: Path, conf: Path, search: list[str]) -> li
         for key, value in wanted.items():
             if key not in ("teacher", "student") and value != OmegaConf.select(plain, f"{group}.{key}"):
                 words.append(f"{group}.{key}={quote(value)}")
-    words.append(f"pair.teacher={quote(str(folder))}")
-    return [*words, f"hydra.run.dir={quote(str(folder))}"]
+    return in_folder([*words, f"pair.teacher={quote(str(folder))}"], folder)

@@ -9,9 +9,7 @@ import argparse
 import logging
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,7 +93,7 @@ def check_sweep(cells: list[Cell], overrides: list[str], *, resuming: bool) -> N
     if OmegaConf.to_container(hydra.sweep)["subdir"] != "${hydra:job.num}":  # type: ignore[index, call-overload]
         raise UserError("hydra.sweep.subdir: cells lie in folders named by their number; leave it out")
     devices = dict.fromkeys(device_of(cell.config) for cell in cells)
-    launcher = str(hydra.launcher.get("_target_", ""))
+    launcher = _launcher(hydra)
     for key, device in devices:
         if "submitit" in launcher:
             _check_submitit(hydra, key, device)
@@ -115,6 +113,11 @@ def device_of(config: Any) -> tuple[str, str]:
     return ("train.device", config.train.device) if isinstance(config, TrainConfig) else (
         "device", str(getattr(config, "device", "auto"))
     )  # fmt: skip
+
+
+def _launcher(hydra: Any) -> str:
+    """The class of Hydra's launcher: basic_launcher, joblib or submitit is part of its name."""
+    return str(hydra.launcher.get("_target_", ""))
 
 
 def _check_submitit(hydra: Any, key: str, device: str) -> None:
@@ -152,7 +155,7 @@ def _jobs(cells: Sequence[Cell], overrides: Sequence[str]) -> int:
 def launcher_words(cells: Sequence[Cell], overrides: Sequence[str]) -> list[str]:
     """What follows for the launcher: with joblib as many jobs as there are GPUs, one without."""
     launcher = cells[0].composed.hydra.launcher
-    if "joblib" not in str(launcher.get("_target_", "")) or value_of(overrides, "hydra.launcher.n_jobs") is not None:
+    if "joblib" not in _launcher(cells[0].composed.hydra) or value_of(overrides, "hydra.launcher.n_jobs") is not None:
         return []
     return [f"hydra.launcher.n_jobs={max(len(_gpus(cells)), 1)}"] if launcher.n_jobs == -1 else []
 
@@ -188,12 +191,7 @@ def _refuse_differences(folder: Path, config: Section, *, key: str) -> None:
 
 
 def begin(command: str, folder: Path, flags: Sequence[str], overrides: Sequence[str], cells: list[Cell]) -> None:
-    """Write sweep.json; with the basic launcher, take a GPU now, before torch is loaded in this process.
-
-    The command's own process must end as an exit on SIGTERM, so that its workers end with it.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Write sweep.json; with the basic launcher, take a GPU now, before torch is loaded in this process."""
     hydra = cells[0].composed.hydra
     grid = is_grid(hydra)
     start_sweep(
@@ -205,7 +203,7 @@ def begin(command: str, folder: Path, flags: Sequence[str], overrides: Sequence[
         launcher=hydra.runtime.choices["hydra/launcher"],
     )  # fmt: skip
     settle(folder)
-    if "basic_launcher" in str(hydra.launcher.get("_target_", "")) and _gpus(cells):
+    if "basic_launcher" in _launcher(hydra) and _gpus(cells):
         claim_gpu(waiting=lambda line: print(line, file=sys.stderr))
 
 
@@ -266,7 +264,7 @@ def run_cell(config: Section, directory: Path, words: Sequence[str], run: Callab
                 return found[1] if found else None
             if isinstance(config, TrainConfig):
                 config = config.model_copy(update={"resume": str(directory)})
-        launcher = str(HydraConfig.get().launcher.get("_target_", ""))
+        launcher = _launcher(HydraConfig.get())
         with progress_in(directory), _quiet(directory, own_process="joblib" in launcher):
             log.info("%s: %s", directory, " ".join(words))
             if "joblib" in launcher and device_of(config)[1] in ("auto", "cuda"):

@@ -1,4 +1,7 @@
-"""What someone else wrote: names that must stay in their folder, pickles that are not opened, text that is shown."""
+"""What someone else wrote: names that must stay in their folder, pickles that are not opened, text that is shown.
+
+What is refused raises a UserError that begins with `key`, the key by which it was asked for.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,6 @@ def refuse_links_out(folder: Path, *, key: str) -> None:
     """Nothing at or below a folder is a link that leads out of it: what is written there would land elsewhere.
 
     W&B's own folder is not looked into; kdrun neither reads nor writes there.
-
-    Raises:
-        UserError: naming `key` and the link.
     """
     real = _real(folder)
     for place, folders, files in os.walk(folder):
@@ -55,9 +55,6 @@ def check_model_folder(folder: Path, *, key: str, loader: str = "AutoModelForCau
 
     Args:
         loader: the class of transformers that can convert it.
-
-    Raises:
-        UserError: naming `key`: weights as a pickle only, an adapter, a shard or link that leads elsewhere.
     """
     real = _real(folder)
     blobs = real.parent.parent / "blobs"  # where the links of a snapshot in the hub's cache lead
@@ -82,11 +79,7 @@ def check_model_folder(folder: Path, *, key: str, loader: str = "AutoModelForCau
 
 
 def shard_names(index: Path, *, key: str) -> list[Any]:
-    """The distinct files that an index of shards names, in order.
-
-    Raises:
-        UserError: naming `key`, when it is no such index.
-    """
+    """The distinct files that an index of shards names, in order."""
     import json
 
     try:
@@ -96,11 +89,7 @@ def shard_names(index: Path, *, key: str) -> list[Any]:
 
 
 def check_model_config(config: Any, *, key: str) -> None:
-    """A model's config asks for no code from elsewhere to compute attention with.
-
-    Raises:
-        UserError: naming `key`.
-    """
+    """A model's config asks for no code from elsewhere to compute attention with."""
     asked = getattr(config, "_attn_implementation", None)
     for name in asked.values() if isinstance(asked, dict) else [asked]:
         if name is not None and name not in ATTENTIONS:

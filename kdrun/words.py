@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kdrun.config import SHORT_KEYS
@@ -54,10 +55,8 @@ def expand_short_key(word: str, command: str = "train") -> str:
     """
     if command == "evaluate" and key_of(word) == "teacher":
         return word.replace("teacher", "teacher_path", 1)
-    if match := re.match(r"^(\+\+|\+|~)?cache\.(?=[a-z]+(=|$))", word):
-        return f"{match[1] or ''}teacher.{word[match.end() :]}"
-    match = re.match(r"^(\+\+|\+|~)?([a-z_]+)(?==|$)", word)
-    return f"{match[1] or ''}loss.{word[len(match[1] or '') :]}" if match and match[2] in SHORT_KEYS else word
+    word = re.sub(r"^(\+\+|\+|~|)cache\.(?=[a-z]+(=|$))", r"\1teacher.", word)
+    return re.sub(rf"^(\+\+|\+|~|)(?=({'|'.join(SHORT_KEYS)})(=|$))", r"\1loss.", word)
 
 
 def key_of(word: str) -> str:
@@ -69,6 +68,11 @@ def value_of(overrides: Sequence[str], key: str) -> str | None:
     """The last value given to a key on the command line, unquoted."""
     values = [word.split("=", 1)[1].strip("'\"") for word in overrides if "=" in word and key_of(word) == key]
     return values[-1] if values else None
+
+
+def in_folder(words: Sequence[str], folder: Path, *, key: str = "hydra.run.dir") -> list[str]:
+    """The words, with this folder as the only one for what the command writes."""
+    return [*(word for word in words if key_of(word) != key), f"{key}={quote(str(folder))}"]
 
 
 def shorten(text: str) -> str:
@@ -83,6 +87,6 @@ def quote(value: Any) -> str:
         return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(quote, value)) + "]"
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)

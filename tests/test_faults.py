@@ -157,10 +157,7 @@ def test_a_teacher_whose_logits_are_no_numbers_is_named_before_the_first_step(
 
 
 def test_a_file_system_error_that_is_not_the_disks_doing_keeps_its_traceback(kdrun_here: Kdrun) -> None:
-    from kdrun.launch import answer
+    from kdrun.launch import answered
 
-    def crash() -> None:
+    with pytest.raises(FileNotFoundError), answered():
         raise FileNotFoundError(2, os.strerror(2), "gone")
-
-    with pytest.raises(FileNotFoundError):
-        answer(crash)

@@ -6,12 +6,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kdrun.analysis.comparison import Row, evaluated, read_row, teacher_evaluations
-from kdrun.analysis.examples import fingerprint
+from kdrun.analysis.examples import fingerprint, read_if_there
 from kdrun.runs.directory import RECORD, RunDirectory
-from kdrun.runs.records import read_json
 
 
 def with_teacher_and_sft(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
@@ -34,21 +32,23 @@ def with_teacher_and_sft(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 
 def _teachers(rows: Sequence[Row], students: Sequence[Row]) -> tuple[list[Row], list[str]]:
     added, said = [], []
-    for reference in dict.fromkeys(row.settings["pair.teacher"] for row in students):
+    references = list(dict.fromkeys(row.settings["pair.teacher"] for row in students))
+    for reference in references:
         mine = [row for row in students if row.settings["pair.teacher"] == reference]
         folder = _referred(mine[0], reference)
-        there = folder is not None and (folder / RECORD).exists()
-        row = next((row for row in rows if there and _same(row.folder, folder)), None)
+        row = next((row for row in rows if folder is not None and row.folder.resolve() == folder.resolve()), None)
         if row is None:
-            label = "teacher" if len({r.settings["pair.teacher"] for r in students}) == 1 else f"teacher {reference}"
-            made = read_row(RunDirectory.open(folder, key="pair.teacher")) if there and folder is not None else None
-            known = {"role": "teacher", "pair.random_init": mine[0].random_init}
-            row = made or Row(Path(str(reference)), "teacher", "done", known, {})
+            if folder is not None:
+                row = read_row(RunDirectory.open(folder, key="pair.teacher"))
+            else:
+                known = {"role": "teacher", "pair.random_init": mine[0].random_init}
+                row = Row(Path(str(reference)), "teacher", "done", known, {})
+            label = "teacher" if len(references) == 1 else f"teacher {reference}"
             row = replace(row, label=label, settings=row.settings | {"role": "teacher"})
             row = _with_what_students_know(row, mine)
             added.append(row)
         if not _comparable(row, mine):
-            words = _to_evaluate(mine[0], row, from_hub=not there)
+            words = _to_evaluate(mine[0], row, from_hub=folder is None)
             said.append(f"{row.label}: no evaluation on the students' examples; type: {words}")
     return added, said
 
@@ -107,7 +107,7 @@ def _candidates(students: Sequence[Row]) -> Iterable[Path]:
     for row in students:
         start = row.settings.get("pair.student")
         folder = _referred(row, start) if start else None
-        if folder is not None and (folder / RECORD).exists():
+        if folder is not None:
             yield folder
     above = dict.fromkeys(parent for row in students for parent in list(row.folder.resolve().parents)[:2])
     for parent in above:
@@ -124,21 +124,14 @@ def _alike(one: Row, other: Row) -> bool:
 # -- what a run says of itself -----------------------------------------------------------------------------------------
 
 
-def _record(row: Row) -> dict[str, Any]:
-    path = row.folder / RECORD
-    return read_json(path, key=str(path)) if path.exists() else {}
-
-
 def _typed(row: Row) -> list[str]:
-    return [str(word) for word in _record(row).get("overrides", []) if not str(word).startswith("hydra.")]
+    words = map(str, read_if_there(row.folder / RECORD).get("overrides", []))
+    return [word for word in words if not word.startswith("hydra.")]
 
 
 def _referred(row: Row, reference: str) -> Path | None:
-    """The folder that a config's path means: from where its command was typed, or from here."""
-    origin = _record(row).get("directory")
+    """The run directory that a config's path means: from where its command was typed, or from here."""
+    origin = read_if_there(row.folder / RECORD).get("directory")
     places = [Path(origin) / reference] if origin else []
-    return next((place for place in [*places, Path(reference)] if place.is_dir()), None)
-
-
-def _same(one: Path, other: Path | None) -> bool:
-    return other is not None and one.resolve() == other.resolve()
+    found = next((place for place in [*places, Path(reference)] if place.is_dir()), None)
+    return found if found is not None and (found / RECORD).exists() else None

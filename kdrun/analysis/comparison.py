@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kdrun.analysis.costs import mean_costs
+from kdrun.analysis.examples import read_if_there
 from kdrun.runs.directory import RunDirectory, find_runs, flatten
 from kdrun.runs.records import read_json
 
@@ -102,15 +103,14 @@ def evaluations(run: RunDirectory) -> dict[str, Path]:
     if run.record.get("command") == "evaluate":
         newest = {str(run.record.get("name")): run.path} if (run.path / "summary.json").exists() else {}
     else:
-        newest = _newest(run.path, of_teacher=False)
-    return {name: folder for top, path in newest.items() for name, folder in _with_suites(top, path).items()}
+        newest = _newest(run.path, of="own")
+    return _with_suites(newest)
 
 
 def teacher_evaluations(run: Path) -> dict[str, Path]:
     """The finished evaluations of a run's teacher, which lie in the run's folder (kdrun evaluate run=DIR
     role=teacher)."""
-    newest = _newest(run, of_teacher=True)
-    return {name: folder for top, path in newest.items() for name, folder in _with_suites(top, path).items()}
+    return _with_suites(_newest(run, of="teacher"))
 
 
 def evaluated(name: str, folder: Path) -> dict[str, float]:
@@ -122,21 +122,23 @@ def evaluated(name: str, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def _newest(run: Path, *, of_teacher: bool) -> dict[str, Path]:
-    found = [folder for folder in run.glob("eval/*") if (folder / "summary.json").exists()]
-    wanted = [folder for folder in found if _whose(folder) == ("teacher" if of_teacher else "own")]
-    ordered = sorted(wanted, key=lambda path: path.stat().st_mtime)
+def _newest(run: Path, *, of: str) -> dict[str, Path]:
+    found = [folder for folder in run.glob("eval/*") if (folder / "summary.json").exists() and _whose(folder) == of]
+    ordered = sorted(found, key=lambda path: path.stat().st_mtime)
     return {re.sub(r"-\d+$", "", folder.name): folder for folder in ordered}
 
 
-def _with_suites(name: str, folder: Path) -> dict[str, Path]:
-    suites = sorted(path.parent for path in folder.glob("*/summary.json"))
-    return {name: folder} | {f"{name}/{suite.name}": suite for suite in suites}
+def _with_suites(newest: dict[str, Path]) -> dict[str, Path]:
+    found = {}
+    for name, folder in newest.items():
+        found[name] = folder
+        for suite in sorted(folder.glob("*/summary.json")):
+            found[f"{name}/{suite.parent.name}"] = suite.parent
+    return found
 
 
 def _numbers(folder: Path) -> dict[str, float]:
-    path = folder / "summary.json"
-    content = read_json(path, key=str(path)) if path.exists() else {}
+    content = read_if_there(folder / "summary.json")
     return {name: value for name, value in content.items() if isinstance(value, int | float)}
 
 
@@ -165,10 +167,15 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     if any(row.random_init for row in rows) and "pair.random_init" not in settings:
         settings.append("pair.random_init")
     metrics = sorted({name for row in rows for name in row.metrics})
+    lines: list[list[Any]] = [["run", "status", *settings, *metrics, "folder"]]
+    for row in rows:
+        values = [row.settings.get(key, "") for key in settings] + [row.metrics.get(name) for name in metrics]
+        lines.append([row.label, row.status, *values, row.folder])
+    write_sheet(path, lines)
+
+
+def write_sheet(path: Path, lines: Iterable[Sequence[Any]]) -> None:
+    """Write lines of cells, the header first, as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "status", *settings, *metrics, "folder"])
-        for row in rows:
-            values = [row.settings.get(key, "") for key in settings] + [row.metrics.get(name) for name in metrics]
-            writer.writerow([row.label, row.status, *values, row.folder])
+        csv.writer(file).writerows(lines)

@@ -14,10 +14,8 @@ def mean_costs(run: Path) -> dict[str, float]:
 
     A report speaks of the steps since the report before it: `step_s` seconds each, validation not among them.
     """
-    path = run / "metrics.jsonl"
-    seconds = dict.fromkeys(RATES, 0.0)
-    sums, before = dict.fromkeys(RATES, 0.0), 0
-    for values in read_metrics(path):
+    sums, seconds, before = dict.fromkeys(RATES, 0.0), dict.fromkeys(RATES, 0.0), 0
+    for values in read_metrics(run / "metrics.jsonl"):
         if (step_s := values.get("train/step_s")) is None:
             continue
         took_s, before = step_s * (values["step"] - before), values["step"]

@@ -22,8 +22,7 @@ STYLES = ("-", "--", "-.", ":")
 def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """metric -> (step, value) pairs of a run's metrics.jsonl; a torn last line is left out."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    path = run / "metrics.jsonl"
-    for values in read_metrics(path):
+    for values in read_metrics(run / "metrics.jsonl"):
         for name, value in values.items():
             if isinstance(value, int | float) and name not in ("step", "time_s"):
                 curves.setdefault(name, []).append((values["step"], value))
@@ -32,11 +31,9 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def draw_curves(rows: Sequence[Row], path: Path) -> None:
     """Draw the validation curves of the students, one panel a metric, into a PNG or SVG file; teachers as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(PANELS))
     students = [row for row in rows if row.settings.get("role") != "teacher"] or rows
     teacher_nll = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from kdrun.runs.records import json_objects, read_json
 
-HARNESS = "harness.jsonl"
+HARNESS, PROTOCOL = "harness.jsonl", "protocol.json"
 
 
 @lru_cache(maxsize=1024)
@@ -24,23 +25,16 @@ def read_measures(folder: Path) -> dict[str, np.ndarray]:
         UserError: when a line of examples.jsonl, or of a judge's, cannot be read.
     """
     lines = json_objects(folder / "examples.jsonl")
-    columns: dict[str, list[list[float]]] = {}
+    values: defaultdict[str, np.ndarray] = defaultdict(lambda: np.full(len(lines), np.nan))
     for i, line in enumerate(lines):
-        for name, value in _measures(line):
-            column = columns.setdefault(name, [])
-            column += [[] for _ in range(i + 1 - len(column))]
-            column[i].append(value)
-    values = {}
-    for name, column in columns.items():
-        column += [[] for _ in range(len(lines) - len(column))]
-        values[name] = np.array([np.mean(found) if found else np.nan for found in column])
+        for name, found in _measures(line).items():
+            values[name][i] = np.mean(found)
     for path in sorted(folder.glob("judge/*/examples.jsonl")):
         for line in json_objects(path):
             for metric in line.keys() & {"quality", "diversity", "win"}:
-                name = f"judge/{path.parent.name}/{metric}"
                 if line[metric] is not None:
-                    values.setdefault(name, np.full(len(lines), np.nan))[line["index"]] = line[metric]
-    return values | {name: np.array(column) for name, column in _harness_measures(folder).items()}
+                    values[f"judge/{path.parent.name}/{metric}"][line["index"]] = line[metric]
+    return {**values, **{name: np.array(column) for name, column in _harness_measures(folder).items()}}
 
 
 def _harness_measures(folder: Path) -> dict[str, list[float]]:
@@ -62,24 +56,31 @@ def harness_documents(folder: Path) -> dict[str, list[str]]:
     return documents
 
 
+def read_if_there(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty when there is none.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    return read_json(path, key=str(path)) if path.exists() else {}
+
+
 def fingerprint(folder: Path) -> str | None:
     """The fingerprint of the rows that an evaluation looked at; None when it tells none."""
-    value = _protocol(folder).get("fingerprint")
+    value = read_if_there(folder / PROTOCOL).get("fingerprint")
     return None if value is None else str(value)
 
 
 def protocol(folder: Path) -> dict[str, Any]:
     """What two evaluations must share for their numbers to compare: the rows, and how texts were drawn."""
-    content = _protocol(folder)
+    content = read_if_there(folder / PROTOCOL)
     settings = content.get("settings", {})
-    decoding = {key: settings.get(key) for key in DECODING}
-    return {"fingerprint": content.get("fingerprint"), **decoding}
+    return {"fingerprint": content.get("fingerprint"), **{key: settings.get(key) for key in DECODING}}
 
 
 def judge_protocol(folder: Path, judge: str) -> dict[str, Any]:
     """What two judgings of one name must share: how texts were drawn, judge, prompts, what stood beside them."""
-    path = folder / "judge" / judge / "protocol.json"
-    content = read_json(path, key=str(path)) if path.exists() else {}
+    content = read_if_there(folder / "judge" / judge / PROTOCOL)
     return {**protocol(folder), **{key: content.get(key) for key in ("model", "prompts", "against", "decoding")}}
 
 
@@ -88,20 +89,14 @@ DECODING = ("greedy", "seeds", "temperature", "top_k", "top_p", "repetition_pena
             "diversity_words")  # fmt: skip
 
 
-def _protocol(folder: Path) -> dict[str, Any]:
-    path = folder / "protocol.json"
-    return read_json(path, key=str(path)) if path.exists() else {}
-
-
-def _measures(line: dict[str, Any]) -> list[tuple[str, float]]:
-    found = [(name, float(value)) for name, value in line.items() if _is_number(value)]
+def _measures(line: dict[str, Any]) -> dict[str, list[float]]:
+    """Measure -> its values in a line: one, or one a decoding seed."""
+    found = {name: [float(value)] for name, value in line.items() if isinstance(value, int | float)}
     for decoding, scores in line.items():
         if isinstance(scores, dict):
             kind = "sample" if decoding.startswith("seed") else decoding
-            numbers = ((metric, value) for metric, value in scores.items() if _is_number(value))
-            found += [(f"{kind}/{m}", 100.0 * v if isinstance(v, bool) else float(v)) for m, v in numbers]
+            for metric, value in scores.items():
+                if isinstance(value, int | float):
+                    number = 100.0 * value if isinstance(value, bool) else float(value)
+                    found.setdefault(f"{kind}/{metric}", []).append(number)
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)

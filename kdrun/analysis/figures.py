@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 import xml.etree.ElementTree as ET
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdrun.analysis.comparison import write_sheet
 from kdrun.analysis.curves import STYLES
 
 WIDTH, HEIGHT = 420, 280  # px on a page, points on paper
@@ -62,18 +62,14 @@ def colour(look: int) -> str:
 
 def draw(plot: Plot, *, alone: bool) -> Any:
     """A matplotlib Figure; `alone` gives it the title and the key that a page sets around it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    labels = list(
-        dict.fromkeys((series.label, series.look) for series in plot.series if series.label and not series.thin)
-    )
+    labels = list(dict.fromkeys((one.label, one.look) for one in plot.series if one.label and not one.thin))
     columns = 2 if max((len(label) for label, _ in labels), default=0) < 28 else 1
     keyed = (alone or plot.own_key) and not plot.rows
     height = 90 + 24 * len(plot.rows) if plot.rows else HEIGHT
     height += (28 if alone else 0) + (18 * -(-len(labels) // columns) if keyed else 0)
     figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for series in plot.series:
         _draw_series(axes, series, joined=plot.joined)
@@ -98,7 +94,7 @@ def key_sample(look: int, *, prefix: str) -> str:
     figure = Figure(figsize=(0.5, 12 / 72))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.plot([0, 1, 2], [0, 0, 0], **_line(look), marker=MARKERS[look % len(MARKERS)], markevery=[1], markersize=5)
+    axes.plot([0, 1, 2], [0, 0, 0], **_look(look, joined=True), markevery=[1], markersize=5)
     axes.set_xlim(0, 2)
     return _inlined(_svg(figure, f"key-{look}"), prefix=f"{prefix}-{look}-", label="", size=(36, 12))
 
@@ -110,45 +106,40 @@ def write_figure(plot: Plot, folder: Path) -> None:
     figure.savefig(folder / f"{plot.name}.png", dpi=300, facecolor="white")
     figure.set_layout_engine("none")  # stays as it is now
     (folder / f"{plot.name}.svg").write_text(_svg(figure, plot.name), encoding="utf-8")
-    with (folder / f"{plot.name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["series", "kind", plot.x_label, plot.y_label, "x below", "x above", "y below", "y above"])
-        for series in plot.series:
-            none = [("", "")] * len(series.x)
-            points = zip(series.x, series.y, series.x_error or none, series.y_error or none, strict=True)
-            kind = "seed" if series.thin else "mean"
-            writer.writerows([series.label, kind, x, y, *x_error, *y_error] for x, y, x_error, y_error in points)
-        writer.writerows([label, "level", "", value, "", "", "", ""] for label, value in plot.levels)
+    header = ["series", "kind", plot.x_label, plot.y_label, "x below", "x above", "y below", "y above"]
+    lines: list[list[Any]] = [header]
+    for series in plot.series:
+        none = [("", "")] * len(series.x)
+        points = zip(series.x, series.y, series.x_error or none, series.y_error or none, strict=True)
+        kind = "seed" if series.thin else "mean"
+        lines += [[series.label, kind, x, y, *x_error, *y_error] for x, y, x_error, y_error in points]
+    lines += [[label, "level", "", value, "", "", "", ""] for label, value in plot.levels]
+    write_sheet(folder / f"{plot.name}.csv", lines)
 
 
-def _line(look: int) -> dict[str, Any]:
-    return {"color": colour(look), "linestyle": STYLES[look % len(STYLES)], "linewidth": 1.8}
+def _look(look: int, *, joined: bool) -> dict[str, Any]:
+    """matplotlib's words for a line with its markers, or for the markers alone."""
+    line: dict[str, Any] = {"linestyle": STYLES[look % len(STYLES)], "linewidth": 1.8}
+    return {"color": colour(look), "marker": MARKERS[look % len(MARKERS)]} | (line if joined else {"linestyle": "none"})
 
 
 def _draw_series(axes: Any, series: Series, *, joined: bool) -> None:
-    style: dict[str, Any] = {"gid": f"look-{series.look}", "color": colour(series.look)}
+    identifier = f"look-{series.look}"
     if series.thin:
-        axes.plot(series.x, series.y, linewidth=0.8, alpha=0.4, **style)
+        axes.plot(series.x, series.y, gid=identifier, color=colour(series.look), linewidth=0.8, alpha=0.4)
         return
-    style["marker"] = MARKERS[series.look % len(MARKERS)]
-    if joined:
-        style |= _line(series.look)
-        # Six markers a line, not in the same places on every line.
-        every = max(1, len(series.x) // 6)
-        axes.plot(series.x, series.y, markevery=(series.look % every, every), markersize=4.5, **style)
-    else:
-        axes.plot(series.x, series.y, linestyle="none", markersize=6.5, **style)
+    # Six markers a line, not in the same places on every line.
+    every = max(1, len(series.x) // 6)
+    shape = {"markevery": (series.look % every, every), "markersize": 4.5} if joined else {"markersize": 6.5}
+    axes.plot(series.x, series.y, gid=identifier, **_look(series.look, joined=joined), **shape)
     if series.x_error or series.y_error:
-        errors = {
-            name: list(zip(*pairs, strict=True))
-            for name, pairs in (("xerr", series.x_error), ("yerr", series.y_error))
-            if pairs
-        }
+        x_error, y_error = (list(zip(*pairs, strict=True)) if pairs else None
+                            for pairs in (series.x_error, series.y_error))  # fmt: skip
         bars = axes.errorbar(
-            series.x, series.y, **errors, fmt="none", ecolor=colour(series.look), elinewidth=1.2, capsize=3
+            series.x, series.y, y_error, x_error, fmt="none", ecolor=colour(series.look), elinewidth=1.2, capsize=3
         )
         for part in (*bars.lines[1], *bars.lines[2]):
-            part.set_gid(f"look-{series.look}")
+            part.set_gid(identifier)
 
 
 def _draw_levels(axes: Any, plot: Plot) -> None:
@@ -192,11 +183,7 @@ def _dress(axes: Any, plot: Plot) -> None:
 def _draw_key(figure: Any, labels: list[tuple[str, int]], columns: int, *, joined: bool) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], **(_line(look) if joined else {"color": colour(look), "linestyle": "none"}),
-               marker=MARKERS[look % len(MARKERS)], markersize=5)
-        for _, look in labels
-    ]  # fmt: skip
+    handles = [Line2D([], [], **_look(look, joined=joined), markersize=5) for _, look in labels]
     numbers = [str(i) for i in range(len(labels))]  # a name that begins with _ would be left out
     key = figure.legend(
         handles, numbers, loc="outside lower left", ncols=columns, frameon=False, fontsize=11, labelcolor=INK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -49,10 +50,6 @@ class Group:
         values = self.values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
-    def seeds(self) -> list[Any]:
-        """The seed of every run."""
-        return [row.settings.get("seed") for row in self.rows]
-
 
 def group_by_seed(rows: Sequence[Row]) -> list[Group]:
     """The rows in groups, in the order of their first members.
@@ -60,15 +57,14 @@ def group_by_seed(rows: Sequence[Row]) -> list[Group]:
     A run that is not done stands alone, and so does a second run of the same seed: it is a repetition, not a new draw.
     """
     members: dict[tuple[Any, ...], list[Row]] = {}
+    repetitions: Counter[tuple[Any, ...]] = Counter()
     for i, row in enumerate(rows):
         key: tuple[Any, ...] = ("alone", i)
         if row.status == "done" and "seed" in row.settings:
             same = _identity(row)
-            seed = repr(row.settings["seed"])
-            turn = 0
-            while any(repr(other.settings["seed"]) == seed for other in members.get((*same, turn), [])):
-                turn += 1
-            key = (*same, turn)
+            draw = (*same, repr(row.settings["seed"]))
+            key = (*same, repetitions[draw])
+            repetitions[draw] += 1
         members.setdefault(key, []).append(row)
     groups = [_group(tuple(found)) for found in members.values()]
     groups = [replace(g, label=f"{g.label} (random weights)") if g.rows[0].random_init else g for g in groups]

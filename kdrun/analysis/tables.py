@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from kdrun.analysis.comparison import write_sheet
 from kdrun.analysis.seeds import Group, differing
 from kdrun.analysis.verdicts import Verdict, more_is_better, verdicts
 
@@ -47,19 +49,21 @@ class Table:
         """The lines as text."""
         return [[spell(cell) for cell in line] for line in self.lines]
 
+    def numeric(self, column: int) -> bool:
+        """Whether a column holds numbers, to be set flush right."""
+        return any(isinstance(line[column], int | float | Spread) for line in self.lines)
+
     def as_csv(self) -> str:
         """Comma-separated values in full precision, standard deviations in columns of their own; without the note."""
-        spreads = [any(isinstance(line[j], Spread) and line[j].sd is not None for line in self.lines)
-                   for j in range(len(self.header))]  # fmt: skip
+        columns: list[list[Any]] = []
+        for j, head in enumerate(self.header):
+            cells = [line[j] for line in self.lines]
+            columns.append([head, *(cell.mean if isinstance(cell, Spread) else cell for cell in cells)])
+            deviations = [cell.sd if isinstance(cell, Spread) else None for cell in cells]
+            if any(sd is not None for sd in deviations):
+                columns.append([f"{head} sd", *deviations])
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([name for j, head in enumerate(self.header) for name in [head, f"{head} sd"][: 1 + spreads[j]]])
-        for line in self.lines:
-            cells: list[Any] = []
-            for cell, two in zip(line, spreads, strict=True):
-                mean, sd = (cell.mean, cell.sd) if isinstance(cell, Spread) else (cell, None)
-                cells += [mean, sd] if two else [mean]
-            writer.writerow(cells)
+        csv.writer(out, lineterminator="\n").writerows(zip(*columns, strict=True))
         return out.getvalue()
 
     def as_markdown(self) -> str:
@@ -72,15 +76,13 @@ class Table:
 
     def as_latex(self) -> str:
         """A tabular for the booktabs package, escaped, the note as a comment below."""
-        numeric = [
-            any(isinstance(line[i], int | float | Spread) for line in self.lines) for i in range(len(self.header))
-        ]
+        columns = "".join("r" if self.numeric(j) else "l" for j in range(len(self.header)))
         lines = [[_escaped(cell, LATEX) for cell in line] for line in self.cells()]
         for i, j in self.bold:
             lines[i][j] = rf"\textbf{{{lines[i][j]}}}"
         rows = [" & ".join(line) + r" \\" for line in lines]
         return "\n".join([
-            rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}", r"\toprule",
+            rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
             " & ".join(_escaped(name, LATEX) for name in self.header) + r" \\", r"\midrule", *rows, r"\bottomrule",
             r"\end{tabular}", *(f"% {line}" for line in self.note.splitlines()), "",
         ])  # fmt: skip
@@ -95,9 +97,7 @@ LATEX = {
 
 
 def _escaped(text: str, table: dict[str, str]) -> str:
-    if "+-" in table:  # two signs that mean one
-        return r"$\pm$".join(_escaped(part, {k: v for k, v in table.items() if k != "+-"}) for part in text.split("+-"))
-    return "".join(table.get(sign, sign) for sign in text)
+    return re.sub("|".join(map(re.escape, table)), lambda found: table[found[0]], text)
 
 
 @dataclass(frozen=True)
@@ -160,35 +160,25 @@ def cost_table(groups: Sequence[Group]) -> Table:
     return replace(table, note="")
 
 
-def verdict_table(baseline: Group, judged: Judged, headings: dict[str, str] | None = None) -> Table:
+def verdict_table(baseline: Group, judged: Judged, headings: dict[str, str]) -> Table:
     """One line a measure and group: the difference to the baseline, its interval, p value and what it says.
 
     Args:
-        headings: the measures to show, metric key -> heading; None: every one.
+        headings: the measures to show, metric key -> heading.
     """
-    measures = list(dict.fromkeys(v.measure for _, found in judged for v in found))
-    measures = [m for m in headings or measures if m in measures]
-    chosen = [(group, v) for m in measures for group, found in judged for v in found if v.measure == m]
-    lines = [
-        [(headings or {}).get(v.measure, v.measure), v.baseline, group.label, v.interval, f"{v.p:.2g}", v.said]
-        for group, v in chosen
-    ]
+    chosen = [(group, v) for measure in headings for group, found in judged for v in found if v.measure == measure]
+    lines = [[headings[v.measure], v.baseline, group.label, v.interval, f"{v.p:.2g}", v.said] for group, v in chosen]
     header = ["measure", baseline.label, "run", "difference [95 % interval]", "p", "verdict"]
     return Table(header, lines, verdict_note([v for _, v in chosen]))
 
 
 def write_verdicts(path: Path, judged: Sequence[tuple[Group, Judged]]) -> None:
     """Every verdict in full precision, a line each, as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = [field.name for field in fields(Verdict)]
-        writer.writerow(["run", "against", *names, "verdict"])
-        for baseline, found in judged:
-            for group, each in found:
-                for verdict in each:
-                    values = [getattr(verdict, name) for name in names]
-                    writer.writerow([group.label, baseline.label, *values, verdict.said])
+    lines: list[Sequence[Any]] = [["run", "against", *(field.name for field in fields(Verdict)), "verdict"]]
+    for baseline, found in judged:
+        for group, each in found:
+            lines += [[group.label, baseline.label, *astuple(verdict), verdict.said] for verdict in each]
+    write_sheet(path, lines)
 
 
 def verdict_note(found: Sequence[Verdict]) -> str:
@@ -239,24 +229,19 @@ def main_headings(present: Sequence[str]) -> dict[str, str]:
 def _table(
     groups: Sequence[Group], headings: dict[str, str], *, shown: Sequence[str], bold: set[tuple[int, str]] | None = None
 ) -> Table:
-    with_status = any(group.status != "done" for group in groups)
+    columns: list[tuple[str, list[Any]]] = [("run", [group.label for group in groups])]
+    if any(group.status != "done" for group in groups):
+        columns.append(("status", [group.status for group in groups]))
+    columns += [(key, [group.settings.get(key, "") for group in groups]) for key in shown]
     with_seeds = any(len(group.rows) > 1 for group in groups)
-    header = ["run", *(["status"] if with_status else []), *shown, *(["seeds"] if with_seeds else [])]
-    first = len(header)
-    lines = [
-        [
-            group.label,
-            *([group.status] if with_status else []),
-            *(group.settings.get(key, "") for key in shown),
-            *([len(group.rows)] if with_seeds else []),
-            *(spread(group, name) for name in headings),
-        ]
-        for group in groups
-    ]
-    columns = {name: first + i for i, name in enumerate(headings)}
-    marked = frozenset((i, columns[name]) for i, name in bold or ())
+    if with_seeds:
+        columns.append(("seeds", [len(group.rows) for group in groups]))
+    place = {name: len(columns) + i for i, name in enumerate(headings)}
+    columns += [(heading, [spread(group, name) for group in groups]) for name, heading in headings.items()]
+    lines = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
     note = "Mean +- standard deviation over the seeds." if with_seeds else ""
-    return Table([*header, *headings.values()], lines, note, marked)
+    marked = frozenset((i, place[name]) for i, name in bold or ())
+    return Table([heading for heading, _ in columns], lines, note, marked)
 
 
 def _proven_best(groups: Sequence[Group], metric: str) -> Group | None:

@@ -17,6 +17,7 @@ from kdrun.errors import UserError
 # Whether less or more of a measure is better, by the end or the beginning of its name; of others neither is.
 LESS = ("nll", "fkl", "rkl", "jsd", "tvd", "head_gap", "tail_gap", "bits_per_byte", "lm_loss")
 MORE = ("rouge_", "bertscore_", "bartscore_", "exact_match", "top1_agreement", "quality", "diversity", "win", "acc")
+NOTHING_SHOWN = "no difference shown"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Verdict:
     def said(self) -> str:
         """better or worse, higher or lower, or no difference shown."""
         if self.low <= 0 <= self.high:
-            return "no difference shown"
+            return NOTHING_SHOWN
         if self.better is None:
             return "higher" if self.difference > 0 else "lower"
         return "better" if self.better else "worse"
@@ -75,16 +76,16 @@ def verdicts(group: Group, baseline: Group, *, measures: Collection[str] | None 
     found = []
     for name in _shared_evaluations(group, baseline):
         ours, theirs = _folders(group, name), _folders(baseline, name)
-        if len({fingerprint(folder) for folder in [*ours.values(), *theirs.values()]}) != 1:
+        folders = [*ours.values(), *theirs.values()]
+        if not _same_examples(folders):
             continue  # `unpaired` says so
-        tables = {folder: read_measures(folder) for folder in [*ours.values(), *theirs.values()]}
-        shared = [m for m in next(iter(tables.values())) if all(m in table for table in tables.values())]
-        if measures is not None:
-            shared = [measure for measure in shared if f"{name}/{measure}" in measures]
-        shared = [measure for measure in shared if _same_protocol(measure, list(tables))]
-        lengths = {measure: len(next(iter(tables.values()))[measure]) for measure in shared}
-        for length in dict.fromkeys(lengths.values()):  # a task of the harness has examples of its own
-            chosen = [measure for measure in shared if lengths[measure] == length]
+        tables = {folder: read_measures(folder) for folder in folders}
+        of_length: dict[int, list[str]] = {}  # a task of the harness has examples of its own
+        for measure, values in tables[folders[0]].items():
+            wanted = measures is None or f"{name}/{measure}" in measures
+            if wanted and all(measure in table for table in tables.values()) and _same_protocol(measure, folders):
+                of_length.setdefault(len(values), []).append(measure)
+        for chosen in of_length.values():
             sides = [
                 np.array([np.stack([tables[folder][m] for m in chosen], -1) for folder in side.values()])
                 for side in (ours, theirs)
@@ -108,12 +109,11 @@ def unpaired(group: Group, baseline: Group) -> list[str]:
     names = _shared_evaluations(group, baseline)
     if not names:
         return [f"{pair} have no evaluation of one name with values of each example, so they are not judged"]
-    reasons = []
-    for name in names:
-        folders = [*_folders(group, name).values(), *_folders(baseline, name).values()]
-        if len({fingerprint(folder) for folder in folders}) != 1:
-            reasons.append(f"{pair} were evaluated on different examples in {name}; they cannot be paired there")
-    return reasons
+    return [
+        f"{pair} were evaluated on different examples in {name}; they cannot be paired there"
+        for name in names
+        if not _same_examples([*_folders(group, name).values(), *_folders(baseline, name).values()])
+    ]
 
 
 def mixed_examples(groups: Sequence[Group]) -> list[str]:
@@ -137,13 +137,12 @@ def _shared_evaluations(group: Group, baseline: Group) -> list[str]:
 
 
 def _names(group: Group) -> list[str]:
-    rows = [row for row in group.rows if row.evaluations]
-    names = dict.fromkeys(name for row in rows for name in row.evaluations)
-    return [name for name in names if any(_has_examples(row.evaluations.get(name)) for row in rows)]
+    names = dict.fromkeys(name for row in group.rows for name in row.evaluations)
+    return [name for name in names if _folders(group, name)]
 
 
-def _has_examples(folder: Path | None) -> bool:
-    return folder is not None and any((folder / name).exists() for name in ("examples.jsonl", HARNESS))
+def _same_examples(folders: Sequence[Path]) -> bool:
+    return len({fingerprint(folder) for folder in folders}) == 1
 
 
 def _same_protocol(measure: str, folders: Sequence[Path]) -> bool:
@@ -160,9 +159,10 @@ def _same_protocol(measure: str, folders: Sequence[Path]) -> bool:
 
 
 def _folders(group: Group, name: str) -> dict[str, Path]:
-    """Seed -> folder of the runs that have the evaluation, in the order of seeds."""
-    found = [(repr(row.settings.get("seed")), row.evaluations.get(name)) for row in group.rows]
-    return {seed: folder for seed, folder in sorted(found) if folder is not None and _has_examples(folder)}
+    """Seed -> folder of the runs that have values of each example of the evaluation, in the order of seeds."""
+    found = [(repr(row.settings.get("seed")), row.evaluations[name]) for row in group.rows if name in row.evaluations]
+    files = ("examples.jsonl", HARNESS)
+    return {seed: folder for seed, folder in sorted(found) if any((folder / file).exists() for file in files)}
 
 
 def find_baseline(groups: Sequence[Group], name: str) -> Group:

@@ -7,15 +7,16 @@ that body and head cost what they cost there in relation to each other.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdrun.bench.contest import Contestant, Plan, Target, Work
+from kdrun.bench.contest import Contestant, Kind, Plan, Target, Work
 from kdrun.bench.pair import Pair, PairInputs
+from kdrun.bench.step import PairCase
 
 if TYPE_CHECKING:
     from kdrun.teachers.cached import CachedTeacher
@@ -43,26 +44,18 @@ class CacheInputs:
 
 
 @dataclass(frozen=True)
-class CacheCase:
-    """One pair; mus: the values of the sweep."""
+class CacheCase(PairCase):
+    """mus: the values of the sweep."""
 
-    pair: Pair
     mus: tuple[float, ...]
 
     @property
     def label(self) -> str:
-        """Models, batch, precision and rows."""
         return f"{self.pair.label}, {len(self.pair.examples)} rows"
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Those of the pair, rows and runs of the sweep."""
         return {**self.pair.sizes, "rows": len(self.pair.examples), "runs": len(self.mus)}
-
-    @property
-    def device(self) -> str:
-        """Where it trains."""
-        return self.pair.device
 
     def build(self) -> CacheInputs:
         """The teacher, and its cache."""
@@ -75,27 +68,22 @@ class CacheCase:
 
     def contestants(self) -> list[Contestant]:
         """An epoch and a sweep, each from the cache and live."""
-        names = sweep_names(self.mus)
-        return [
-            Contestant(LIVE, partial(run_epoch, "live", self.mus[:1]), "textbook", weighed=False),
-            Contestant(WARM, partial(run_epoch, "cached", self.mus[:1]), "ours", weighed=False),
-            Contestant(BUILD, run_build, "ours", weighed=False),
-            Contestant(names[0], partial(run_epoch, "live", self.mus), "textbook", weighed=False),
-            Contestant(names[1], partial(run_sweep, self.mus), "ours", weighed=False),
-        ]
+        live, shared = sweep_names(self.mus)
+        works: dict[str, tuple[Callable[[CacheInputs], Work], Kind]] = {
+            LIVE: (partial(run_epochs, "live", self.mus[:1]), "textbook"),
+            WARM: (partial(run_epochs, "cached", self.mus[:1]), "ours"),
+            BUILD: (partial(run_sweep, ()), "ours"),
+            live: (partial(run_epochs, "live", self.mus), "textbook"),
+            shared: (partial(run_sweep, self.mus), "ours"),
+        }
+        return [Contestant(name, start, kind, weighed=False) for name, (start, kind) in works.items()]
 
 
 def plan(*, pair: Pair, mus: Sequence[float]) -> Plan:
     """One case; memory is not measured, as the teacher is in memory for all."""
     live, shared = sweep_names(mus)
-    return Plan(
-        [CacheCase(pair, tuple(mus))],
-        [],
-        reference=LIVE,
-        targets=[Target(WARM, LIVE, 0.5), Target(shared, live, 0.5)],
-        axis=None,
-        memory_means="not measured",
-    )
+    targets = [Target(WARM, LIVE, 0.5), Target(shared, live, 0.5)]
+    return Plan([CacheCase(pair, tuple(mus))], LIVE, targets, memory_means="not measured")
 
 
 def sweep_names(mus: Sequence[float]) -> tuple[str, str]:
@@ -103,7 +91,7 @@ def sweep_names(mus: Sequence[float]) -> tuple[str, str]:
     return f"{len(mus)} values of mu, live runs", f"{len(mus)} values of mu, one cache made and read"
 
 
-def run_epoch(source: str, mus: Sequence[float], inputs: CacheInputs) -> Work:
+def run_epochs(source: str, mus: Sequence[float], inputs: CacheInputs) -> Work:
     """Runs of one epoch each, one a value of mu; student, optimiser and loop made anew for each."""
     teacher = inputs.cached if source == "cached" else inputs.live
 
@@ -114,18 +102,8 @@ def run_epoch(source: str, mus: Sequence[float], inputs: CacheInputs) -> Work:
     return work
 
 
-def run_build(inputs: CacheInputs) -> Work:
-    """One pass of the teacher over the rows, written, checked and opened in an empty folder."""
-
-    def work() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            make_cache(inputs.trained, inputs.live, Path(folder))
-
-    return work
-
-
 def run_sweep(mus: Sequence[float], inputs: CacheInputs) -> Work:
-    """The cache made in an empty folder, then a run from it for every value."""
+    """The cache made in an empty folder (one pass of the teacher, written, checked, opened), then a run a value."""
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -142,10 +120,6 @@ def make_cache(trained: PairInputs, live: LiveTeacher, folder: Path) -> CachedTe
     from kdrun.teachers.cached import CachedTeacher, dtype_name, read_head, save_head
     from kdrun.teachers.store import Shards
 
-    @contextmanager
-    def progress(name: str, total: int, *, done: int) -> Iterator[Any]:
-        yield lambda _: None
-
     weight = live.head.weight_VD
     build(
         folder / "train",
@@ -156,6 +130,6 @@ def make_cache(trained: PairInputs, live: LiveTeacher, folder: Path) -> CachedTe
         head=save_head(live.head, folder),
         pad_id=trained.tokenizer.pad_token_id,
         device=trained.pair.device,
-        progress=progress,
+        progress=lambda *_, **__: nullcontext(lambda _: None),
     )
     return CachedTeacher(Shards(folder / "train"), read_head(folder, device=trained.pair.device))

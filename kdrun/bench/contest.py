@@ -35,25 +35,20 @@ class Case(Protocol):
     @property
     def label(self) -> str:
         """What the table says above the rows."""
-        ...
 
     @property
     def sizes(self) -> dict[str, float]:
         """Sizes by name, for the JSON and for the picture's axis."""
-        ...
 
     @property
     def device(self) -> str:
         """cpu or cuda[:N]."""
-        ...
 
     def build(self) -> Any:
         """The inputs that all contestants share, from a fixed seed."""
-        ...
 
     def contestants(self) -> list[Contestant]:
         """Who competes, absent peers included."""
-        ...
 
 
 @runtime_checkable
@@ -62,11 +57,9 @@ class Counted(Protocol):
 
     def __call__(self) -> object:
         """Do the task once more."""
-        ...
 
     def figures(self, seconds: Sequence[float]) -> dict[str, float]:
         """Further figures of the rounds, tokens per second for instance."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +68,6 @@ class Apart(Counted, Protocol):
 
     def close(self) -> int | None:
         """End the process; its peak in bytes, None when it cannot be told."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -122,11 +114,11 @@ class Plan:
     """What a benchmark does: cases of its table, further cases of its picture, the contestant that ratios are to."""
 
     cases: Sequence[Case]
-    curve: Sequence[Case]
     reference: str
     targets: Sequence[Target]
-    axis: str | None  # the size on the picture's horizontal axis, with its unit; None: bars
     memory_means: str  # what the peak is measured from
+    curve: Sequence[Case] = ()
+    axis: str | None = None  # the size on the picture's horizontal axis, with its unit; None: bars
     floor: str | None = None  # the contestant that does only what nobody can do without
     floor_units: float = 1.0  # how many times the floor's work a contestant has to do at least
     floor_means: str = "share of the floor's speed"

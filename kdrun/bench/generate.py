@@ -48,7 +48,6 @@ class GenerateCase:
 
     @property
     def label(self) -> str:
-        """Prompts, model and sampling."""
         return (
             f"{len(self.examples)} prompts, responses of at most {self.max_new_tokens} tokens, {self.layers} x "
             f"{self.width}, vocabulary {self.vocabulary:,}, temperature {self.temperature:g}"
@@ -56,7 +55,6 @@ class GenerateCase:
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Prompts, longest response and vocabulary."""
         return {"prompts": len(self.examples), "max_new_tokens": self.max_new_tokens, "vocabulary": self.vocabulary}
 
     def build(self) -> Task:
@@ -87,25 +85,21 @@ class GenerateCase:
         """Ours at each batch size; generate as it is used, and with sorted prompts in a batch as large as ours."""
         usual, large = peer_names(self)
         return [
-            *(Contestant(ours_name(size), partial(start, run_ours, size), "ours") for size in self.batch_sizes),
-            Contestant(usual, partial(start, run_generate, self.usual_batch_size), "peer", "transformers"),
-            Contestant(large, partial(start, run_sorted_generate, self.batch_sizes[-1]), "peer", "transformers"),
+            *(Contestant(ours_name(size), partial(Writing, run_ours, size), "ours") for size in self.batch_sizes),
+            Contestant(usual, partial(Writing, run_generate, self.usual_batch_size), "peer", "transformers"),
+            Contestant(large, partial(Writing, run_sorted_generate, self.batch_sizes[-1]), "peer", "transformers"),
         ]
 
 
-def plan(*, examples: Sequence[Example], batch_sizes: Sequence[int], **values: Any) -> Plan:
-    """One case. The target: the usual generate takes four times as long as ours, at each of our batch sizes."""
-    case = GenerateCase(examples=examples, batch_sizes=tuple(batch_sizes), **values)
-    targets = [Target(peer_names(case)[0], ours_name(size), 4.0, at_least=True) for size in batch_sizes]
-    targets.append(Target(peer_names(case)[1], ours_name(batch_sizes[-1]), 3.0, at_least=True))  # at the same batch
-    return Plan(
-        [case],
-        [],
-        reference=ours_name(batch_sizes[-1]),
-        targets=targets,
-        axis=None,
-        memory_means="above model and prompts",
-    )
+def plan(**values: Any) -> Plan:
+    """One case, of the fields of GenerateCase. The target: the usual generate takes four times as long as ours, at each
+    of our batch sizes."""
+    case = GenerateCase(**values)
+    usual, large = peer_names(case)
+    ours = [ours_name(size) for size in case.batch_sizes]
+    targets = [Target(usual, name, 4.0, at_least=True) for name in ours]
+    targets.append(Target(large, ours[-1], 3.0, at_least=True))  # at the same batch
+    return Plan([case], ours[-1], targets, memory_means="above model and prompts")
 
 
 def ours_name(batch_size: int) -> str:
@@ -119,7 +113,7 @@ def peer_names(case: GenerateCase) -> tuple[str, str]:
 
 
 class Writing:
-    """The work: all texts once, and how many useful tokens that is a second. `lengths` are those of the last call."""
+    """A contestant's work: all texts once, and how many useful tokens that is a second."""
 
     def __init__(self, run: Callable[[Task, int], list[int]], batch_size: int, task: Task) -> None:
         self._run, self._batch_size, self._task = run, batch_size, task
@@ -134,11 +128,6 @@ class Writing:
         return {"tokens_per_s": sum(self._task.lengths) * len(seconds) / sum(seconds)} if seconds else {}
 
 
-def start(run: Callable[[Task, int], list[int]], batch_size: int, task: Task) -> Writing:
-    """The work of a contestant."""
-    return Writing(run, batch_size, task)
-
-
 def run_ours(task: Task, batch_size: int) -> list[int]:
     """kdrun's loop; returns the lengths of its texts."""
     from kdrun.generation.generate import Sampling, generate
@@ -150,6 +139,17 @@ def run_ours(task: Task, batch_size: int) -> list[int]:
         limits=task.lengths,
     )  # fmt: skip
     return [len(generation.token_ids) for generation in generations]
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Any, Any]:
+    """Ids and attention mask [B, P] of prompts of several lengths."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids, ones = [torch.tensor(prompt) for prompt in prompts], [torch.ones(len(p), dtype=torch.long) for p in prompts]
+    ids_BP = pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side="left")
+    mask_BP = pad_sequence(ones, batch_first=True, padding_side="left")
+    return ids_BP, mask_BP
 
 
 def run_sorted_generate(task: Task, batch_size: int) -> list[int]:
@@ -176,14 +176,12 @@ def run_generate(task: Task, batch_size: int, *, order: Sequence[int] | None = N
     found = [0] * len(task.prompts)
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
-        width = max(len(task.prompts[i]) for i in rows)
-        padded = [[PAD] * (width - len(task.prompts[i])) + task.prompts[i] for i in rows]
-        mask = [[0] * (width - len(task.prompts[i])) + [1] * len(task.prompts[i]) for i in rows]
-        ids_BP = torch.tensor(padded, device=task.model.device)
+        ids_BP, mask_BP = left_padded([task.prompts[i] for i in rows], PAD)
+        width = ids_BP.shape[1]
         end_B = torch.tensor([width + task.lengths[i] for i in rows], device=task.model.device)
         output_BT = task.model.generate(
-            input_ids=ids_BP,
-            attention_mask=torch.tensor(mask, device=task.model.device),
+            input_ids=ids_BP.to(task.model.device),
+            attention_mask=mask_BP.to(task.model.device),
             generation_config=config,
             stopping_criteria=StoppingCriteriaList([lambda ids_BT, _, end_B=end_B: ids_BT.shape[1] >= end_B]),
         )

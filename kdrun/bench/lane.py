@@ -52,15 +52,14 @@ class LaneWork:
         context = get_context("spawn")
         self._connection, inner = context.Pipe()
         self._process = context.Process(target=_run_lane, args=(run, inputs, inner, device, threads), daemon=True)
-        self._units, self._started = units, False
+        self._units = units
 
     def __call__(self) -> None:
         """Do one step."""
-        if self._started:
-            self._connection.send("go")
-        else:
+        if self._process.pid is None:
             self._process.start()
-            self._started = True
+        else:
+            self._connection.send("go")
         self._answer()
 
     def close(self) -> int:
@@ -72,11 +71,10 @@ class LaneWork:
 
     def figures(self, seconds: Sequence[float]) -> dict[str, float]:
         """Each unit per second over the timed steps; the first step was the warm-up."""
-        return {
-            f"{name}_per_s": sum(counts[1 : len(seconds) + 1]) / sum(seconds)
-            for name, counts in self._units.items()
-            if seconds
-        }
+        if not seconds:
+            return {}
+        num = len(seconds)
+        return {f"{name}_per_s": sum(counts[1 : num + 1]) / sum(seconds) for name, counts in self._units.items()}
 
     def _answer(self) -> Any:
         while not self._connection.poll(0.2):

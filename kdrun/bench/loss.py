@@ -6,16 +6,16 @@ training: teacher = std x, student = teacher + noise std y, with x and y standar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdrun.bench.contest import Contestant, Plan, Target, Work
-from kdrun.bench.textbook import TEXTBOOK
+from kdrun.bench.contest import Contestant, Kind, Plan, Target, Work
+from kdrun.bench.textbook import GKD_BETA, TEXTBOOK
 from kdrun.losses import LOSSES, make_loss
 
 WEIGHED = ("fkl", "akl", "jsd", "ab")  # with their peers; ab stands for the losses without a closed form
@@ -40,12 +40,10 @@ class LossCase:
 
     @property
     def label(self) -> str:
-        """Shape and spread of the logits."""
         return f"{self.rows} x {self.vocabulary:,}, teacher logits of std {self.std:g}"
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Rows, vocabulary and the teacher's spread."""
         return {"rows": self.rows, "vocabulary": self.vocabulary, "std": self.std}
 
     def build(self) -> Logits:
@@ -57,68 +55,44 @@ class LossCase:
 
     def contestants(self) -> list[Contestant]:
         """Ours by every name, the textbook's where there is one, TRL's; Liger's kernels on a GPU."""
+        found = [Contestant("copy", run_copy, "floor", weighed=False)]
 
-        def weighed(name: str) -> bool:
-            return name in self.weighed
+        def add(who: str, name: str, start: Callable[[Logits], Work], kind: Kind, package: str | None = None) -> None:
+            found.append(Contestant(f"{who} {name}", start, kind, package, weighed=name in self.weighed))
 
-        ours = [
-            Contestant(f"ours {name}", partial(run_ours, name), "ours", weighed=weighed(name)) for name in self.losses
-        ]
-        textbook = [
-            Contestant(f"textbook {name}", partial(run_textbook, name), "textbook", weighed=weighed(name))
-            for name in self.losses
-            if name in TEXTBOOK
-        ]
-        peers = [
-            Contestant(f"TRL {name}", partial(run_trl, beta), "peer", "trl", weighed=weighed(name))
-            for name, beta in GKD_BETA.items()
-            if name in self.losses
-        ]
-        peers += [
-            Contestant(f"Liger kernel {name}", partial(run_liger_kernel, beta), "peer", "liger_kernel", "cuda")
-            for name, beta in GKD_BETA.items()
-            if name in self.losses
-        ]
-        return [Contestant("copy", run_copy, "floor", weighed=False), *ours, *textbook, *peers]
+        for name in self.losses:
+            add("ours", name, partial(run_ours, name), "ours")
+        for name in self.losses:
+            if name in TEXTBOOK:
+                add("textbook", name, partial(run_textbook, name), "textbook")
+        betas = {name: beta for name, beta in GKD_BETA.items() if name in self.losses}
+        for name, beta in betas.items():
+            add("TRL", name, partial(run_trl, beta), "peer", "trl")
+        for name, beta in betas.items():
+            kernel = partial(run_liger_kernel, beta)
+            found.append(Contestant(f"Liger kernel {name}", kernel, "peer", "liger_kernel", "cuda"))
+        return found
 
 
-GKD_BETA = {
-    "fkl": 0.0,
-    "rkl": 1.0,
-    "jsd": 0.5,
-}  # of the generalised Jensen-Shannon divergence, as TRL and Liger mean it
+def plan(*, stds: Sequence[float], curve_rows: int, curve: Sequence[int], **values: Any) -> Plan:
+    """Every loss at one shape and each spread; forward KL and AKL over vocabularies of `curve` with curve_rows rows.
 
-
-def plan(
-    *,
-    rows: int,
-    vocabulary: int,
-    stds: Sequence[float],
-    noise: float,
-    curve_rows: int,
-    curve: Sequence[int],
-    device: str,
-    seed: int,
-) -> Plan:
-    """Every loss at one shape and each spread; forward KL and AKL over vocabularies of `curve` with curve_rows rows."""
-    every = tuple(name for name, loss in LOSSES.items() if loss.needs_teacher)
-    drawn = ("fkl", "akl")
-    cases = [
-        LossCase(rows, vocabulary, std, noise, device, seed, every, WEIGHED if std == stds[0] else ()) for std in stds
-    ]
-    further = [LossCase(curve_rows, size, stds[0], noise, device, seed, drawn, drawn) for size in curve]
-    akl_limit = 1.2 if device.startswith("cuda") else 1.5
+    Args:
+        values: the rows, vocabulary, noise, device and seed of a LossCase.
+    """
+    every, drawn = tuple(name for name, loss in LOSSES.items() if loss.needs_teacher), ("fkl", "akl")
+    case = LossCase(**values, std=stds[0], losses=every, weighed=WEIGHED)
     return Plan(
-        cases,
-        further,
+        [case, *(replace(case, std=std, weighed=()) for std in stds[1:])],
         reference="ours fkl",
         targets=[
-            Target("ours akl", "ours fkl", akl_limit),
+            Target("ours akl", "ours fkl", 1.2 if case.device.startswith("cuda") else 1.5),
             Target("textbook akl", "ours akl", 6.0, at_least=True),
             Target("ours fkl", "TRL fkl", 1.0),
         ],
-        axis="vocabulary (entries)",
         memory_means="above the logits",
+        curve=[replace(case, rows=curve_rows, vocabulary=size, losses=drawn, weighed=drawn) for size in curve],
+        axis="vocabulary (entries)",
         floor="copy",
         floor_units=1.5,  # two tensors read and one written, where the copy reads one and writes one
         floor_means="share of copy speed",

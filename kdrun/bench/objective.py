@@ -7,14 +7,15 @@ in the same precision, and returns the gradients of the mean over the tokens in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdrun.bench.contest import Contestant, Plan, Target, Work
-from kdrun.bench.textbook import TEXTBOOK
+from kdrun.bench.textbook import GKD_BETA, TEXTBOOK
 from kdrun.losses import chunked_linear_loss, make_loss
 from kdrun.native import fast_float32_products
 from kdrun.native.products import onednn_is_better
@@ -22,11 +23,6 @@ from kdrun.native.products import onednn_is_better
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FLOOR = "floor: four products"
 FLOOR_FAST = "floor, by oneDNN"  # on the processors where kdrun has torch send its products there
-GKD_BETA = {
-    "fkl": 0.0,
-    "rkl": 1.0,
-    "jsd": 0.5,
-}  # of the generalised Jensen-Shannon divergence, as TRL and Liger mean it
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,6 @@ class ObjectiveCase:
 
     @property
     def label(self) -> str:
-        """Tokens, vocabulary, widths and precision."""
         return (
             f"{self.tokens:,} tokens, vocabulary {self.vocabulary:,}, widths {self.student_width} and "
             f"{self.teacher_width}, {self.precision}"
@@ -70,7 +65,6 @@ class ObjectiveCase:
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Tokens, vocabulary and widths."""
         return {
             "tokens": self.tokens, "vocabulary": self.vocabulary, "student_width": self.student_width,
             "teacher_width": self.teacher_width,
@@ -92,56 +86,34 @@ class ObjectiveCase:
             torch.randint(self.vocabulary, (self.tokens,), generator=generator, device=torch.device(self.device)),
         )
 
-    def _has_fast_floor(self) -> bool:
-        return self.device == "cpu" and self.precision == "fp32" and onednn_is_better()
-
     def contestants(self) -> list[Contestant]:
         """The floors, ours, the plain path and the peers."""
-        found = [
-            Contestant(FLOOR, run_floor, "floor", weighed=False),
-            *([Contestant(FLOOR_FAST, run_fast_floor, "floor", weighed=False)] if self._has_fast_floor() else []),
-            *(Contestant(f"ours {name}", partial(run_ours, name), "ours") for name in self.losses),
-        ]
+        found = [Contestant(FLOOR, run_floor, "floor", weighed=False)]
+        if self.device == "cpu" and self.precision == "fp32" and onednn_is_better():
+            found.append(Contestant(FLOOR_FAST, run_fast_floor, "floor", weighed=False))
+        found += [Contestant(f"ours {name}", partial(run_ours, name), "ours") for name in self.losses]
         for name in self.peer_losses:
             found.append(Contestant(f"plain {name}", partial(run_plain, name), "textbook"))
             if (beta := GKD_BETA.get(name)) is None:
                 continue
-            if self.compiled:
-                compiled = partial(run_liger, beta, True)
-                found.append(Contestant(f"Liger {name}, compiled", compiled, "peer", "liger_kernel"))
-            found += [
-                Contestant(f"Liger {name}", partial(run_liger, beta, False), "peer", "liger_kernel"),
-                Contestant(f"TRL {name}", partial(run_trl, beta), "peer", "trl"),
-            ]
+            for compiled in (True, False) if self.compiled else (False,):
+                liger = f"Liger {name}{', compiled' if compiled else ''}"
+                found.append(Contestant(liger, partial(run_liger, beta, compiled), "peer", "liger_kernel"))
+            found.append(Contestant(f"TRL {name}", partial(run_trl, beta), "peer", "trl"))
         return found
 
 
-def plan(
-    *,
-    tokens: int,
-    vocabulary: int,
-    student_width: int,
-    teacher_width: int,
-    precision: str,
-    losses: Sequence[str],
-    peer_losses: Sequence[str],
-    compiled: bool,
-    curve: Sequence[int],
-    device: str,
-    seed: int,
-) -> Plan:
-    """All contestants at `tokens`; one loss of each over the numbers of tokens in `curve`."""
+def plan(*, curve: Sequence[int], **values: Any) -> Plan:
+    """All contestants of one case; one loss of each over the numbers of tokens in `curve`.
 
-    def case(tokens: int, ours: Sequence[str], peers: Sequence[str], compiled: bool) -> ObjectiveCase:
-        return ObjectiveCase(
-            tokens, vocabulary, student_width, teacher_width, precision, device, seed, tuple(ours), tuple(peers),
-            compiled,
-        )  # fmt: skip
-
-    drawn = (*peer_losses, *losses)[:1]
-    further = [case(size, drawn, peer_losses[:1], compiled=False) for size in curve]
-    targets = [Target(f"ours {name}", floor, 1.25) for name in losses for floor in (FLOOR, FLOOR_FAST)]
-    for name in peer_losses:
+    Args:
+        values: the fields of ObjectiveCase.
+    """
+    case = ObjectiveCase(**values)
+    drawn, drawn_peers = (*case.peer_losses, *case.losses)[:1], case.peer_losses[:1]
+    further = [replace(case, tokens=size, losses=drawn, peer_losses=drawn_peers, compiled=False) for size in curve]
+    targets = [Target(f"ours {name}", floor, 1.25) for name in case.losses for floor in (FLOOR, FLOOR_FAST)]
+    for name in case.peer_losses:
         ours = f"ours {name}"
         targets += [
             Target(ours, f"Liger {name}, compiled", 1.0),
@@ -153,12 +125,12 @@ def plan(
     # flat: the gradient of the hidden states grows (3 kB a token), nothing of the vocabulary's size does
     targets += [Target(f"ours {name}", f"ours {name} @ {further[0].label}", 1.2, "memory") for name in drawn if further]
     return Plan(
-        [case(tokens, losses, peer_losses, compiled=compiled)],
-        further,
+        [case],
         reference=FLOOR,
         targets=targets,
-        axis="tokens",
         memory_means="above hidden states and heads",
+        curve=further,
+        axis="tokens",
         floor=FLOOR,
     )
 

@@ -18,13 +18,11 @@ def draw(found: dict[str, Any], path: Path, *, axis: str | None) -> None:
     Args:
         axis: label of the size to draw against, beginning with its name in `sizes`; None draws bars of the first case.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     cases = found["cases"][:1] if axis is None else _along(found["cases"], axis.split()[0])
     panels = {label: key for label, key in MEASURES.items() if _values(cases, key[0])}
     figure = Figure(figsize=(5.5 * max(1, len(panels)), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
     for area, (label, (key, unit)) in zip(axes, panels.items(), strict=False):
         area.set_xlabel(axis or label)

@@ -71,8 +71,9 @@ def as_markdown(found: dict[str, Any], *, floor_means: str) -> str:
     parts = []
     for case in found["cases"]:
         lines = [_row(found, entry, floor_means) for entry in case["entries"]]
-        headings = [name for name in lines[0] if any(line[name] for line in lines)]
-        parts += [f"{case['label']}", _table(headings, [[line[name] for name in headings] for line in lines])]
+        names = dict.fromkeys(name for line in lines for name in line)
+        headings = [name for name in names if any(line.get(name) for line in lines)]
+        parts += [case["label"], _table(headings, [[line.get(name, "") for name in headings] for line in lines])]
     weighed = any(entry.get("peak_bytes") is not None for case in found["cases"] for entry in case["entries"])
     memory = f" Memory: highest in a process of its own, {found['memory_is']}." if weighed else ""
     parts.append(
@@ -88,8 +89,7 @@ def as_markdown(found: dict[str, Any], *, floor_means: str) -> str:
 
 def _row(found: dict[str, Any], entry: dict[str, Any], floor_means: str) -> dict[str, str]:
     if "median_s" not in entry:
-        return {"contestant": entry["name"], "ms": entry["note"], f"x {found['reference']}": "", floor_means: "",
-                **dict.fromkeys(UNITS.values(), ""), "memory (GiB)": "", "first call (s)": ""}  # fmt: skip
+        return {"contestant": entry["name"], "ms": entry["note"]}
     of_ratio, share, peak = entry["ratio"], entry["floor_share"], entry["peak_bytes"]
     return {
         "contestant": entry["name"],
@@ -103,24 +103,18 @@ def _row(found: dict[str, Any], entry: dict[str, Any], floor_means: str) -> dict
 
 
 def _spread(median: float, low: float, high: float) -> str:
-    return (
-        f"{median:.3g} [{low:.3g}, {high:.3g}]"
-        if max(median, high) < 1000
-        else f"{median:,.0f} [{low:,.0f}, {high:,.0f}]"
-    )
+    digits = ".3g" if max(median, high) < 1000 else ",.0f"
+    return f"{median:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in [headings, *rows]) for i in range(len(headings))]
+    """The first column flush left, the others right."""
+    first, *others = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
 
     def line(cells: Sequence[str]) -> str:
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
+        return "| " + " | ".join([cells[0].ljust(first), *map(str.rjust, cells[1:], others)]) + " |"
 
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)]) + "|"
     return "\n".join([line(headings), rule, *map(line, rows)])
 
 

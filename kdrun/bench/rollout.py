@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kdrun.bench.contest import Contestant, Plan, Target, Work
+from kdrun.bench.generate import left_padded
 from kdrun.bench.lane import Lane, LaneWork
 from kdrun.bench.pair import Pair, PairInputs
 from kdrun.bench.step import StepCase, train_with_trl
@@ -30,12 +31,10 @@ class RolloutCase(StepCase):
 
     @property
     def label(self) -> str:
-        """Models, batch, precision and texts."""
         return f"{self.pair.label}, {self.max_new_tokens} of them written"
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Batch, longest row, vocabulary and length of the texts."""
         return {**self.pair.sizes, "max_new_tokens": self.max_new_tokens}
 
     def contestants(self) -> list[Contestant]:
@@ -54,7 +53,7 @@ def plan(*, pair: Pair, max_new_tokens: int, repetitions: int, threads: int | No
     """One case. The target: an on-policy step takes at most 1.3 x its parts, measured apart."""
     case = RolloutCase(pair, repetitions + 1, threads, max_new_tokens)
     targets = [Target(ON_POLICY, APART, 1.3)]
-    return Plan([case], [], ON_POLICY, targets, axis=None, memory_means="the whole process")
+    return Plan([case], ON_POLICY, targets, memory_means="the whole process")
 
 
 def start(case: RolloutCase, run: Any, inputs: PairInputs) -> Work:
@@ -110,11 +109,7 @@ def run_trl(given: tuple[PairInputs, int, int], lane: Lane) -> None:
 
 def _prompts_for_trl(inputs: PairInputs, features: Sequence[dict[str, int]]) -> dict[str, Any]:
     """Prompts as trl's own collator gives them, left-padded, with rows that it replaces by what it writes."""
-    import torch
-
     prompts = [inputs.rows.prompt(feature["row"]).tolist() for feature in features]
-    width = max(map(len, prompts))
-    ids_BP = torch.tensor([[inputs.tokenizer.pad_token_id] * (width - len(p)) + p for p in prompts])
-    mask_BP = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids_BP, mask_BP = left_padded(prompts, inputs.tokenizer.pad_token_id)
     rows = {"input_ids": ids_BP, "labels": ids_BP, "attention_mask": mask_BP}
     return {**rows, "prompts": ids_BP, "prompt_attention_mask": mask_BP}

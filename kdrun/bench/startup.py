@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from kdrun.bench.contest import Contestant, Plan, Work
 KDRUN = ("-m", "kdrun")
 SMALL = ("data.max_rows=512", "train.valid_rows=32", "track.mode=disabled", "evaluate=false")
 POLL_S = 0.005
+Folder = tempfile.TemporaryDirectory[str]
 TRL_HELP = "import sys; sys.argv[:] = ['trl', '--help']; from trl.cli import main; main()"
 
 
@@ -31,48 +31,37 @@ class StartupCase:
 
     @property
     def label(self) -> str:
-        """One table."""
         return "fresh processes"
 
     @property
     def sizes(self) -> dict[str, float]:
-        """None."""
         return {}
 
-    def build(self) -> tempfile.TemporaryDirectory[str]:
+    def build(self) -> Folder:
         """A folder of its own to run in."""
         return tempfile.TemporaryDirectory()
 
     def contestants(self) -> list[Contestant]:
         """kdrun's commands, the interpreter alone, and the imports that peers begin with."""
 
-        def command(
-            name: str, *words: str, kind: str = "ours", package: str | None = None, code: int = 0
-        ) -> Contestant:
-            return Contestant(name, partial(start, words, code), kind, package)  # type: ignore[arg-type]
-
+        gkd, liger = "from trl.experimental.gkd import GKDTrainer", "import liger_kernel.chunked_loss"
         return [
-            command("python -c pass", "-c", "pass", kind="floor"),
-            command("kdrun --help", *KDRUN, "--help"),
-            command("kdrun train mu=2 (refused)", *KDRUN, "train", "mu=2", code=2),
-            command("kdrun show", *KDRUN, "show"),
-            command("import kdrun.losses", "-c", "import kdrun.losses"),
+            Contestant("python -c pass", command("-c", "pass"), "floor"),
+            Contestant("kdrun --help", command(*KDRUN, "--help"), "ours"),
+            Contestant("kdrun train mu=2 (refused)", command(*KDRUN, "train", "mu=2", code=2), "ours"),
+            Contestant("kdrun show", command(*KDRUN, "show"), "ours"),
+            Contestant("import kdrun.losses", command("-c", "import kdrun.losses"), "ours"),
             Contestant("kdrun train, to its first step", start_first_step, "ours"),
-            command("import torch", "-c", "import torch", kind="floor"),
-            command("trl --help", "-c", TRL_HELP, kind="peer", package="trl"),
-            command(
-                "import trl GKDTrainer", "-c", "from trl.experimental.gkd import GKDTrainer", kind="peer", package="trl"
-            ),
-            command(
-                "import liger_kernel.chunked_loss", "-c", "import liger_kernel.chunked_loss",
-                kind="peer", package="liger_kernel",
-            ),
-        ]  # fmt: skip
+            Contestant("import torch", command("-c", "import torch"), "floor"),
+            Contestant("trl --help", command("-c", TRL_HELP), "peer", "trl"),
+            Contestant("import trl GKDTrainer", command("-c", gkd), "peer", "trl"),
+            Contestant(liger, command("-c", liger), "peer", "liger_kernel"),
+        ]
 
 
 def plan() -> Plan:
     """All commands; ratios are to the bare interpreter."""
-    return Plan([StartupCase()], [], "python -c pass", [], axis=None, memory_means="not measured")
+    return Plan([StartupCase()], "python -c pass", [], memory_means="not measured")
 
 
 class Command:
@@ -94,8 +83,12 @@ class Command:
             process = subprocess.Popen(
                 self.words, cwd=self.folder, env=_environment(), stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
-            stopped, process.returncode = self._wait(process.pid)
-            if not stopped and process.returncode != self.code:
+            while self.run is not None and process.poll() is None and not _has_stepped(self.run / "metrics.jsonl"):
+                time.sleep(POLL_S)
+            if self.run is not None and process.returncode is None:
+                process.kill()
+                process.wait()
+            elif process.wait() != self.code:
                 said.seek(0)
                 last = said.read().decode(errors="replace").strip().splitlines()[-1:]
                 raise RuntimeError(f"exit code {process.returncode}: {' '.join(last)}")
@@ -107,26 +100,18 @@ class Command:
         """None."""
         return {}
 
-    def _wait(self, process: int) -> tuple[bool, int]:
-        """(whether it was stopped after its first step, its exit code)."""
-        stopped = False
-        while True:
-            found, status = os.waitpid(process, 0 if self.run is None or stopped else os.WNOHANG)
-            if found:
-                return stopped, os.waitstatus_to_exitcode(status)
-            if self.run is not None and _has_stepped(self.run / "metrics.jsonl"):
-                os.kill(process, signal.SIGKILL)
-                stopped = True
-            else:
-                time.sleep(POLL_S)
+
+def command(*words: str, code: int = 0) -> Callable[[Folder], Work]:
+    """What starts this interpreter with these words; it ends by itself with this exit code."""
+    return partial(start, words, code)
 
 
-def start(words: Sequence[str], code: int, folder: tempfile.TemporaryDirectory[str]) -> Work:
+def start(words: Sequence[str], code: int, folder: Folder) -> Work:
     """A command that ends by itself."""
     return Command(folder.name, words, code=code)
 
 
-def start_first_step(folder: tempfile.TemporaryDirectory[str]) -> Work:
+def start_first_step(folder: Folder) -> Work:
     """`kdrun train` on the tiny pair, its teacher there, until metrics.jsonl has the first optimiser step.
 
     512 rows, and a validation on 32 before it. The teacher, of one step, is made here.

@@ -21,38 +21,41 @@ OURS, TRL, TRL_DEFAULT = "kdrun", "TRL GKDTrainer", "TRL GKDTrainer, checkpointi
 
 
 @dataclass(frozen=True)
-class StepCase:
-    """One pair on one set of rows; num_steps: the timed ones and the warm-up."""
+class PairCase:
+    """One pair on one set of rows: what `step`, `rollout` and `cache` have in common."""
 
     pair: Pair
-    num_steps: int
-    threads: int | None
 
     @property
     def label(self) -> str:
-        """Models, batch and precision."""
         return self.pair.label
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Batch, longest row and vocabulary."""
         return self.pair.sizes
 
     @property
     def device(self) -> str:
-        """Where both train."""
         return self.pair.device
 
-    def build(self) -> PairInputs:
+    def build(self) -> Any:
         """Rows and tokenizer."""
         return self.pair.build()
+
+
+@dataclass(frozen=True)
+class StepCase(PairCase):
+    """num_steps: the timed ones and the warm-up."""
+
+    num_steps: int
+    threads: int | None
 
     def contestants(self) -> list[Contestant]:
         """kdrun and TRL, the latter also as it comes, with gradient checkpointing."""
         return [
             Contestant(OURS, partial(start, run_ours, self), "ours"),
             Contestant(TRL, partial(start, run_trl, self), "peer", "trl"),
-            Contestant(TRL_DEFAULT, partial(start, run_trl_checkpointing, self), "peer", "trl"),
+            Contestant(TRL_DEFAULT, partial(start, partial(run_trl, checkpointing=True), self), "peer", "trl"),
         ]
 
 
@@ -61,7 +64,7 @@ def plan(*, pair: Pair, repetitions: int, threads: int | None) -> Plan:
     targets = [Target(OURS, against, 1 / 2.5) for against in (TRL, TRL_DEFAULT)]
     targets += [Target(OURS, against, 0.35, "memory") for against in (TRL, TRL_DEFAULT)]
     case = StepCase(pair, repetitions + 1, threads)
-    return Plan([case], [], OURS, targets, axis=None, memory_means="the whole process")
+    return Plan([case], OURS, targets, memory_means="the whole process")
 
 
 def start(run: Any, case: StepCase, inputs: PairInputs) -> Work:
@@ -87,7 +90,7 @@ def run_ours(given: tuple[PairInputs, int], lane: Lane) -> None:
 
 
 def run_trl(given: tuple[PairInputs, int], lane: Lane, *, checkpointing: bool = False) -> None:
-    """trl's GKDTrainer.train(), off-policy (lmbda=0, beta=0)."""
+    """trl's GKDTrainer.train(), off-policy (lmbda=0, beta=0); gradient checkpointing is its default."""
     inputs, num_steps = given
     train_with_trl(
         inputs, lane, num_steps=num_steps, collate=partial(_collate_for_trl, inputs), checkpointing=checkpointing,
@@ -136,11 +139,6 @@ def train_with_trl(
             callbacks=[Pause()],
         )
         trainer.train()
-
-
-def run_trl_checkpointing(given: tuple[PairInputs, int], lane: Lane) -> None:
-    """The same with gradient checkpointing, which TRL switches on by default."""
-    run_trl(given, lane, checkpointing=True)
 
 
 def _collate_for_trl(inputs: PairInputs, features: Sequence[dict[str, int]]) -> dict[str, Any]:

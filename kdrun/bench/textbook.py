@@ -45,3 +45,4 @@ def akl(student_NV: Tensor, teacher_NV: Tensor, *, mu: float = 0.5) -> Tensor:
 
 
 TEXTBOOK = {"fkl": fkl, "rkl": rkl, "jsd": jsd, "akl": akl}
+GKD_BETA = {"fkl": 0.0, "rkl": 1.0, "jsd": 0.5}  # of the generalised JSD of the same name, as TRL and Liger mean it

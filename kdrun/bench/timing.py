@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -67,15 +69,8 @@ def orders(names: Sequence[str], repetitions: int) -> Iterator[list[str]]:
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles (linear between neighbours) of at least one value."""
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        below = int(place)
-        above = min(below + 1, len(ordered) - 1)
-        return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-    return Spread(at(0.5), at(0.25), at(0.75))
+    places = [share * (len(values) - 1) for share in (0.5, 0.25, 0.75)]
+    return Spread(*np.interp(places, range(len(values)), sorted(values)).tolist())
 
 
 def ratio(mine: Timing, theirs: Timing) -> Spread:

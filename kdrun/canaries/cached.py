@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kdrun.canaries.finding import Finding, within
-from kdrun.canaries.objective import ZERO, sums_of
+from kdrun.canaries.objective import ZERO, divergence_of
 from kdrun.canaries.patient import Patient
 from kdrun.losses import make_loss
 from kdrun.teachers.building import build, hidden_record
@@ -38,18 +36,13 @@ def cached_student_as_teacher(patient: Patient) -> Finding:
             folder, rows, hidden_record(itself.hidden, width=weight_VE.shape[1], dtype=weight_VE.dtype),
             identity=identity, notes={"teacher": "student", "data": "rows", "split": "rows"},
             head=save_head(itself.head, folder.parent), pad_id=patient.tokenizer.pad_token_id, device=patient.device,
-            progress=_silent,
+            progress=lambda *_, **__: nullcontext(lambda _: None),
         )  # fmt: skip
         shards = open_cache(folder, identity, key="teacher=cached")
         cached = CachedTeacher(shards, read_head(folder.parent, device=patient.device))
         few = replace(patient, encoded=rows, numbers=np.arange(len(rows)))
-        value = abs(float(sums_of(few, make_loss("fkl"), cached)[2])) / few.batch().num_scored
+        value = abs(divergence_of(few, make_loss("fkl"), cached))
     return within(
         "cache", value, ZERO + patient.rounding, measured="forward KL of the student from its own cached states, nats",
         remedy="teacher=cached gives a token another's state: use teacher=live, and mend kdrun/teachers/store.py",
     )  # fmt: skip
-
-
-@contextmanager
-def _silent(*_: Any, **__: Any) -> Iterator[Any]:
-    yield lambda _: None

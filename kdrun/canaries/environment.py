@@ -7,12 +7,12 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from kdrun.canaries.finding import Finding
+from kdrun.canaries.finding import Finding, fine
 from kdrun.runs.gpus import unseen_gpu
 from kdrun.runs.provenance import hardware
 
@@ -51,20 +51,17 @@ def packages(constraints: Path) -> Finding:
     """Installed versions: what kdrun requires, and what its tests ran with (in a checkout)."""
     from packaging.requirements import Requirement
 
-    unmet, others = [], []
-    for line in metadata.requires("kdrun") or []:
-        required = Requirement(line)
-        if required.marker is not None and not required.marker.evaluate({"extra": ""}):
-            continue
-        found = _installed(required.name)
-        if found is None or not required.specifier.contains(found, prereleases=True):
-            unmet.append(f"{required.name} {found or 'missing'} (wanted {required.specifier})")
-    for line in constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []:
-        required = Requirement(line)
-        found = _installed(required.name)
-        applies = required.marker is None or required.marker.evaluate()
-        if found and applies and not required.specifier.contains(found, prereleases=True):
-            others.append(f"{required.name} {found} ({required.specifier})")
+    def unmet_of(lines: Iterable[str]) -> Iterator[tuple[Requirement, str | None]]:
+        for required in map(Requirement, lines):
+            found = _installed(required.name)
+            applies = required.marker is None or required.marker.evaluate({"extra": ""})
+            if applies and (found is None or not required.specifier.contains(found, prereleases=True)):
+                yield required, found
+
+    unmet = [f"{required.name} {found or 'missing'} (wanted {required.specifier})"
+             for required, found in unmet_of(metadata.requires("kdrun") or [])]  # fmt: skip
+    tested = constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []
+    others = [f"{required.name} {found} ({required.specifier})" for required, found in unmet_of(tested) if found]
     named = [f"{name} {_installed(name)}" for name in NEEDED]
     if unmet:
         return Finding("packages", "FAIL", "; ".join(unmet), "pip install -c constraints.txt -e . in the checkout")
@@ -88,21 +85,19 @@ def threads() -> Finding:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = torch.get_num_threads()
     said = f"torch takes {count} threads; {usable} cores may be used"
-    if count > usable:
-        return Finding("threads", "warning", said, f"threads wait for one another: export OMP_NUM_THREADS={usable}")
-    return Finding("threads", "ok", said)
+    remedy = f"threads wait for one another: export OMP_NUM_THREADS={usable}"
+    return fine("threads", count <= usable, said, remedy=remedy)
 
 
 def memory() -> Finding:
     """Main memory in all, and free where the system says so."""
-    total, free = hardware()["memory_gib"], None
-    if Path("/proc/meminfo").exists():
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable")), None)
-    said = f"{total} GiB" + (f", {free:.1f} GiB free" if free is not None else "")
-    if free is not None and free < LITTLE_MEMORY_GIB:
-        return Finding("memory", "warning", said, "enough for the tiny pair; a parameter in training takes 16 bytes")
-    return Finding("memory", "ok", said)
+    said, meminfo = f"{hardware()['memory_gib']} GiB", Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    free = next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable")), None)
+    if free is None:
+        return Finding("memory", "ok", said)
+    remedy = "enough for the tiny pair; a parameter in training takes 16 bytes"
+    return fine("memory", free >= LITTLE_MEMORY_GIB, f"{said}, {free:.1f} GiB free", remedy=remedy)
 
 
 def devices() -> Finding:
@@ -146,9 +141,8 @@ def disk(outputs: Path) -> Finding:
         )
     free = shutil.disk_usage(place).free / 1e9
     said = f"{free:.1f} GB free in {place}, which takes files"
-    if free < LITTLE_DISK_GB:
-        return Finding("disk", "warning", said, "make room, or export KDRUN_OUTPUTS=DIR on a larger disk")
-    return Finding("disk", "ok", said)
+    remedy = "make room, or export KDRUN_OUTPUTS=DIR on a larger disk"
+    return fine("disk", free >= LITTLE_DISK_GB, said, remedy=remedy)
 
 
 def hub() -> Finding:
@@ -175,22 +169,23 @@ def hub() -> Finding:
     thread.start()
     thread.join(HUB_WAIT_S)
     said = f"{constants.ENDPOINT}: {answers[0] if answers else f'no answer in {HUB_WAIT_S} s'}"
-    if answers and answers[0].startswith("answered"):
-        return Finding("hub", "ok", said)
-    return Finding("hub", "warning", said, f"{cached}; export HF_HUB_OFFLINE=1 saves the waiting")
+    answered = bool(answers) and answers[0].startswith("answered")
+    return fine("hub", answered, said, remedy=f"{cached}; export HF_HUB_OFFLINE=1 saves the waiting")
 
 
 def wandb(tracking: str) -> Finding:
     """What W&B would do: the mode and whether a key is there. The key itself is shown nowhere."""
     mode = os.environ.get("WANDB_MODE") or "auto" if tracking == "auto" else tracking
-    key = "a key is there" if _has_key() else "no key"
+    has_key = _has_key()
+    key = "a key is there" if has_key else "no key"
     if mode == "disabled":
         return Finding("wandb", "ok", f"disabled; {key}")
-    if mode == "online" and key == "no key":
+    if mode == "online" and not has_key:
         return Finding("wandb", "warning", "online is wanted and there is no key: runs will be logged offline",
                        "wandb login, or track.mode=offline")  # fmt: skip
-    does = {"auto": "online" if key != "no key" else "offline"}.get(mode, mode)
-    return Finding("wandb", "ok", f"track.mode={tracking}, so {does}; {key}")
+    if mode == "auto":
+        mode = "online" if has_key else "offline"
+    return Finding("wandb", "ok", f"track.mode={tracking}, so {mode}; {key}")
 
 
 def _has_key() -> bool:

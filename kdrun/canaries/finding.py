@@ -19,6 +19,11 @@ class Finding:
     figure: float | None = None
 
 
+def fine(name: str, good: bool, said: str, *, remedy: str) -> Finding:
+    """ok where it is good, else a warning with what to do."""
+    return Finding(name, "ok", said) if good else Finding(name, "warning", said, remedy)
+
+
 def within(name: str, figure: float, allowed: float, *, measured: str, remedy: str) -> Finding:
     """ok where the figure is at most what is allowed, else FAIL (for nan, too)."""
     said = f"{measured}: {figure:.2g} (allowed {allowed:.0e})"

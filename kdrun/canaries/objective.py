@@ -6,9 +6,9 @@ Shapes: N scored tokens, V shared vocabulary, E teacher width.
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
@@ -66,6 +66,11 @@ def sums_of(
     return total, own_cross_entropy, divergence
 
 
+def divergence_of(patient: Patient, loss: Loss, teacher: Teacher | TopkTeacher, **mix: Any) -> float:
+    """The mean divergence in nats a token, by the training's own objective."""
+    return float(sums_of(patient, loss, teacher, **mix)[2]) / patient.batch().num_scored
+
+
 def head_is_the_models_own(patient: Patient) -> Finding:
     """head(hidden) against the model's logits, of the student and of a teacher that is a model."""
     ids_1L = torch.tensor([max((row.ids for row in patient.hand), key=len)], device=patient.device)
@@ -101,17 +106,13 @@ def student_as_teacher(patient: Patient) -> Finding:
         cases.append((patient.loss, _Buckets(itself, patient.teacher.topk), ROUNDED))
     elif patient.loss.needs_teacher:
         cases.append((patient.loss, itself, ROUNDED))
-    num_scored = patient.batch().num_scored
-    values = [abs(float(sums_of(patient, loss, teacher)[2])) / num_scored for loss, teacher, _ in cases]
+    values = [abs(divergence_of(patient, loss, teacher)) for loss, teacher, _ in cases]
     good = all(v <= allowed + patient.rounding for v, (_, _, allowed) in zip(values, cases, strict=True))
     said = f"forward KL of the student from itself: {values[0]:.2g} nats (allowed {ZERO + patient.rounding:.0e})"
     if len(cases) > 1:
         said += f", the chosen loss: {values[1]:.2g} ({ROUNDED + patient.rounding:.0e})"
-    return Finding("student = teacher", "ok" if good else "FAIL", said, MISALIGNED, max(values, key=_size))
-
-
-def _size(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+    # the largest, and nan before any number
+    return Finding("student = teacher", "ok" if good else "FAIL", said, MISALIGNED, float(np.max(values)))
 
 
 def shift_raises_the_loss(patient: Patient) -> Finding:
@@ -121,8 +122,7 @@ def shift_raises_the_loss(patient: Patient) -> Finding:
         log_q_NV = own_logits(patient.student, rows, shared=patient.shared).double().log_softmax(-1)
         expected = float(kl_div(log_q_NV, log_q_NV.roll(1, 0), log_target=True, reduction="sum")) / len(log_q_NV)
     # with gradients, so that the value is that of the code which trains
-    sums = sums_of(patient, make_loss("fkl"), _Shifted(patient.itself()), temperature=1.0)
-    found = float(sums[2]) / patient.batch().num_scored
+    found = divergence_of(patient, make_loss("fkl"), _Shifted(patient.itself()), temperature=1.0)
     # a head of zeros says the same everywhere: then nothing rises, by the textbook either
     agrees = abs(found - expected) <= 10 * (EQUAL + patient.rounding) * expected + ZERO
     said = f"forward KL with the teacher moved by one token: {found:.4g} nats, by the textbook {expected:.4g}"
@@ -147,9 +147,8 @@ def teacher_is_its_model(patient: Patient) -> Finding:
             remedy = "the cached states are not finite: look at the teacher's weights, then make the cache again"
             return Finding("teacher", "ok" if figure < float("inf") else "FAIL", said, remedy, figure)
         expected_NV = own_logits(patient.teacher.model, patient.in_order(batch), shared=patient.shared)
-    if found_NV.shape != expected_NV.shape:
-        figure = float("inf")
-    else:
+    figure = float("inf")
+    if found_NV.shape == expected_NV.shape:
         figure = float((found_NV - expected_NV).abs().max() / expected_NV.std().clamp_min(1e-6))
     sixteen = patient.teacher.head.weight_VD.dtype != torch.float32 or patient.rounding > 1e-3
     return within(
@@ -168,11 +167,8 @@ def chunks_agree(patient: Patient) -> Finding:
         weight = patient.student.get_output_embeddings().weight
         (gradient,) = torch.autograd.grad(total, weight)
         results.append((total.detach(), gradient))
-    value, gradient = results[0]
-    worst = max(
-        max(float((v - value).abs() / value.abs()), float((g - gradient).norm() / gradient.norm()))
-        for v, g in results[1:]
-    )
+    worst = max(float((other - whole).norm() / whole.norm()) for chunked in results[1:]
+                for other, whole in zip(chunked, results[0], strict=True))  # fmt: skip
     return within(
         "chunks", worst, ZERO * 10 + patient.rounding, measured="value and gradient in chunks of "
         f"{' and '.join(map(str, CHUNKS))} tokens against one, relative", remedy="a chunk is lost or counted twice",

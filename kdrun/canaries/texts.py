@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdrun.canaries.finding import Finding, none_of
+from kdrun.canaries.finding import Finding, fine, none_of
 from kdrun.canaries.patient import Patient
 
 ODD = (" ", "\n\n", "a  b", "Zo\u00eb \u2593 \u4e2d\u6587 \U0001f600", "### Response:\n", "0123456789", "<|endoftext|>")
@@ -79,20 +79,16 @@ def ends_once(patient: Patient) -> Finding:
 def response_is_encoded_alike(patient: Patient) -> Finding:
     """The response's tokens after its prompt as one text, against those of the response alone, as kdrun takes them."""
     words: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
-    merged = []
+    num_alike = 0
     for row in patient.hand:
         alone = patient.tokenizer(row.response, **words)["input_ids"]
         joined = patient.tokenizer(row.prompt + row.response, **words)["input_ids"]
-        if joined[len(joined) - len(alone) :] != alone:
-            merged.append(row)
-    said = (
-        f"{len(patient.hand) - len(merged)} of {len(patient.hand)} responses have the same tokens behind their prompt"
-    )
-    if not merged:
-        return Finding("template", "ok", said)
-    return Finding(
-        "template", "warning", said, "kdrun encodes prompt and response apart, in training and generation alike; "
-        "a model trained on whole texts has seen other tokens there: try another data.template",
+        num_alike += joined[len(joined) - len(alone) :] == alone
+    return fine(
+        "template", num_alike == len(patient.hand),
+        f"{num_alike} of {len(patient.hand)} responses have the same tokens behind their prompt",
+        remedy="kdrun encodes prompt and response apart, in training and generation alike; a model trained on whole "
+        "texts has seen other tokens there: try another data.template",
     )  # fmt: skip
 
 
@@ -102,12 +98,13 @@ def texts_come_back(patient: Patient) -> Finding:
     for row in patient.hand:
         text = patient.tokenizer.decode([t for t in row.scored if t != end], clean_up_tokenization_spaces=False)
         if text != row.response and not row.response.startswith(text):  # cut at max_tokens
-            lost.append(row)
-    said = f"{len(patient.hand) - len(lost)} of {len(patient.hand)} responses are unchanged by encoding and decoding"
-    if not lost:
-        return Finding("round trip", "ok", said)
-    return Finding("round trip", "warning", said, f"for example {lost[0].response[:40]!r}: the tokenizer normalises "
-                   "text, and references are compared with what it makes of it")  # fmt: skip
+            lost.append(row.response[:40])
+    remedy = "the tokenizer normalises text, and references are compared with what it makes of it"
+    return fine(
+        "round trip", not lost,
+        f"{len(patient.hand) - len(lost)} of {len(patient.hand)} responses are unchanged by encoding and decoding",
+        remedy=f"for example {lost[0]!r}: {remedy}" if lost else "",
+    )  # fmt: skip
 
 
 def same_ids(patient: Patient, teacher_tokenizer: Any) -> Finding:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from kdrun.commands.assembly import choose_device, cpu_threads, relative
 from kdrun.config import BenchConfig
-from kdrun.config.bench import Curve, DataBench, Measured
+from kdrun.config.bench import Curve, DataBench, Measured, PairBench, RolloutBench, StartupBench, StepBench
 from kdrun.data.examples import Example
 from kdrun.errors import UserError
 from kdrun.runs.directory import RunDirectory, write_json, write_text
@@ -95,54 +97,28 @@ def _run(config: BenchConfig, folder: Path) -> float:
 
 
 def _plan(config: BenchConfig, device: str) -> Any:
-    """The benchmark's plan from its section: every key that is not about measuring is one of its arguments."""
-    section, seed = config.bench, config.seed
+    """The benchmark's plan, by the module of its name: every key that is not about measuring is an argument."""
+    section = config.bench
     values = section.model_dump(exclude={"name", "curve_repetitions", *Measured.model_fields})
-    match section.name:
-        case "loss":
-            from kdrun.bench import loss
-
-            return loss.plan(**values, device=device, seed=seed)
-        case "objective":
-            from kdrun.bench import objective
-
-            return objective.plan(**values, device=device, seed=seed)
-        case "step":
-            from kdrun.bench import step
-
-            return step.plan(pair=_pair(values, device, seed), repetitions=section.repetitions, threads=section.threads)
-        case "rollout":
-            from kdrun.bench import rollout
-
-            return rollout.plan(
-                max_new_tokens=values.pop("max_new_tokens"), pair=_pair(values, device, seed),
-                repetitions=section.repetitions, threads=section.threads,
-            )  # fmt: skip
-        case "cache":
-            from kdrun.bench import cache
-
-            return cache.plan(mus=values.pop("mus"), pair=_pair(values, device, seed))
-        case "generate":
-            from kdrun.bench import generate
-
-            examples = _examples(values.pop("data"), values.pop("max_rows"), seed)
-            return generate.plan(**values, examples=examples, device=device, seed=seed)
-        case _:
-            from kdrun.bench import startup
-
-            return startup.plan()
+    if isinstance(section, DataBench):
+        values["examples"] = _examples(values.pop("data"), values.pop("max_rows"), config.seed)
+    if not isinstance(section, StartupBench):
+        values |= {"device": device, "seed": config.seed}
+    if isinstance(section, PairBench):
+        values = _with_pair(values)
+    if isinstance(section, StepBench | RolloutBench):
+        values |= {"repetitions": section.repetitions, "threads": section.threads}
+    return import_module(f"kdrun.bench.{section.name}").plan(**values)
 
 
-def _pair(values: dict[str, Any], device: str, seed: int) -> Any:
-    """The pair of a section's values, its sizes put together, its data read."""
+def _with_pair(values: dict[str, Any]) -> dict[str, Any]:
+    """A section's values with those of the pair put together under `pair`."""
     from kdrun.bench.pair import Pair
 
-    student, teacher = (
-        (values.pop(f"{role}_layers"), values.pop(f"{role}_width"), values.pop(f"{role}_heads"))
-        for role in ("student", "teacher")
-    )
-    examples = _examples(values.pop("data"), values.pop("max_rows"), seed)
-    return Pair(**values, student=student, teacher=teacher, examples=examples, device=device, seed=seed)
+    for role in ("student", "teacher"):
+        values[role] = values.pop(f"{role}_layers"), values.pop(f"{role}_width"), values.pop(f"{role}_heads")
+    of_pair = {field.name: values.pop(field.name) for field in fields(Pair)}
+    return {"pair": Pair(**of_pair), **values}
 
 
 def _examples(data: str, max_rows: int, seed: int) -> list[Example]:

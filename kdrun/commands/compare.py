@@ -14,7 +14,6 @@ from kdrun.analysis.comparison import Row, read_rows, with_distinct_labels, writ
 from kdrun.analysis.curves import draw_curves
 from kdrun.analysis.seeds import Group, group_by_seed
 from kdrun.analysis.tables import (
-    Spread,
     Table,
     cost_table,
     main_headings,
@@ -23,7 +22,7 @@ from kdrun.analysis.tables import (
     verdict_table,
     write_verdicts,
 )
-from kdrun.analysis.verdicts import Verdict, find_baseline, mixed_examples, unpaired, verdicts
+from kdrun.analysis.verdicts import NOTHING_SHOWN, Verdict, find_baseline, mixed_examples, unpaired, verdicts
 from kdrun.errors import UserError
 from kdrun.runs.directory import write_text
 from kdrun.untrusted import printable
@@ -48,10 +47,11 @@ def compare(
         UserError: when a source is missing or holds no run, or a file exists already.
     """
     verdicts_csv = csv.with_name(f"{csv.stem}-verdicts{csv.suffix}") if csv is not None and baselines else None
-    files = {"csv": csv, "csv ": verdicts_csv, "latex": latex, "markdown": markdown, "plot": plot}
-    for option, path in files.items():
-        if path is not None and path.exists():
-            raise UserError(f"--{option.strip()} {path}: the file exists; name a new one, or remove it first")
+    options = [("csv", csv), ("csv", verdicts_csv), ("latex", latex), ("markdown", markdown), ("plot", plot)]
+    files = [(option, path) for option, path in options if path is not None]
+    for option, path in files:
+        if path.exists():
+            raise UserError(f"--{option} {path}: the file exists; name a new one, or remove it first")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {plot}: must end in .png or .svg")
     rows, mirrored = read_sources(sources)
@@ -83,14 +83,12 @@ def compare(
     if latex is not None:
         write_text(latex, quality.as_latex())
     if markdown is not None:
-        write_text(
-            markdown, "\n".join(table.as_markdown() for table in [quality, costs, *verdict_tables] if table.lines)
-        )
+        shown = [table for table in [quality, costs, *verdict_tables] if table.lines]
+        write_text(markdown, "\n".join(table.as_markdown() for table in shown))
     if plot is not None:
         _plot(rows, mirrored, plot)
-    for path in files.values():
-        if path is not None:
-            print(f"written: {path}")
+    for _, path in files:
+        print(f"written: {path}")
 
 
 def read_sources(sources: Sequence[str | Path]) -> tuple[list[Row], dict[Path, Any]]:
@@ -153,8 +151,7 @@ def print_table(table: Table, *, title: str = "") -> None:
     for n, sheet in enumerate(sheets):
         shown = Shown(title=heading if n == 0 else None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
         for j in [0, *sheet]:
-            numeric = any(isinstance(line[j], int | float | Spread) for line in table.lines)
-            justify: Literal["left", "right"] = "right" if numeric else "left"
+            justify: Literal["left", "right"] = "right" if table.numeric(j) else "left"
             shown.add_column(escape(header[j]), justify=justify, overflow="fold", width=widths[j] - 3)
         for i, line in enumerate(cells):
             shown.add_row(
@@ -174,7 +171,6 @@ def print_verdicts(baseline: Group, table: Table) -> None:
             measure = line[0]
             heads.add((len(lines), 0))
             lines.append([measure, f"{baseline.label}: {spell(line[1])}", "", ""])
-        lines.append(
-            [f"  {line[2]}", *line[3:-1], line[-1].removeprefix("no difference ").replace("shown", "not shown")]
-        )
+        said = "not shown" if line[-1] == NOTHING_SHOWN else line[-1]
+        lines.append([f"  {line[2]}", *line[3:-1], said])
     print_table(Table(table.header[2:], lines, table.note, frozenset(heads)), title=f"against {baseline.label}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdrun.commands.assembly import cpu_threads, relative
 from kdrun.config import StudyConfig
@@ -85,10 +85,8 @@ def _run(config: StudyConfig, folder: Path) -> Findings:
     return findings
 
 
-def _write_tables(tables: Any, folder: Path) -> None:
+def _write_tables(tables: Mapping[str, Table], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    name: str
-    rows: Table
     for name, rows in tables.items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))

@@ -7,6 +7,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from kdrun.data.examples import Example
@@ -107,9 +108,5 @@ def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 def first_paragraph(docstring: str) -> str:
     """The text up to the first blank line, whitespace joined into single spaces."""
-    lines = []
-    for line in docstring.strip().splitlines():
-        if not line.strip():
-            break
-        lines.append(line)
+    lines = takewhile(str.strip, docstring.strip().splitlines())
     return " ".join(" ".join(lines).split())

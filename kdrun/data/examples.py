@@ -51,8 +51,12 @@ def split_by_hash(examples: Sequence[Example], valid_percent: int = 5, *, test_p
 
 
 def split_of(example: Example, valid_percent: int, *, test_percent: int) -> str:
-    """train, valid or test: where `split_by_hash` puts an example."""
-    place = hash_percent(example)
+    """train, valid or test: where `split_by_hash` puts an example.
+
+    By a number in [0, 100), uniform over prompts: the first 8 bytes of sha256(instruction NUL input).
+    """
+    digest = hashlib.sha256(f"{example.instruction}\0{example.input}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") * 100 / 2**64
     return "test" if place < test_percent else "valid" if place < test_percent + valid_percent else "train"
 
 
@@ -64,12 +68,6 @@ def fill_splits(train: Sequence[Example], valid: Sequence[Example] | None, test:
         valid=carved.valid if valid is None else list(valid),
         test=carved.test if test is None else list(test),
     )
-
-
-def hash_percent(example: Example) -> float:
-    """A number in [0, 100), uniform over prompts: the first 8 bytes of sha256(instruction NUL input)."""
-    digest = hashlib.sha256(f"{example.instruction}\0{example.input}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") * 100 / 2**64
 
 
 def count_shared_prompts(examples: Sequence[Example], train: Sequence[Example]) -> int:

@@ -31,7 +31,10 @@ def load_dolly(path: str | None = None, *, revision: str | None = None) -> Split
     minillm_files = {"train": "raw.jsonl", "test": "valid.jsonl"}
     is_minillm = (Path(source).expanduser() / "raw.jsonl").is_file() or source == DOLLY
     tables = fetch_tables(source, "dolly", revision, minillm_files if is_minillm else None)
-    splits = {name: _dolly_examples(tables[name], f"{source} {name}") for name in tables}
+    splits = {
+        name: [example_from_row(row, f"{source} {name} row {i}") for i, row in enumerate(table)]
+        for name, table in tables.items()
+    }
     raw = splits.get("train", [])
     if is_minillm and len(raw) >= 2 * DOLLY_VALID_ROWS:
         splits |= {"train": raw[DOLLY_VALID_ROWS:], "validation": raw[:DOLLY_VALID_ROWS]}
@@ -110,10 +113,6 @@ def _refusal(source: str, revision: str | None, trouble: str, error: Exception) 
     return f"data.path={source}{at}: {trouble} ({type(cause).__name__}: {reason})"
 
 
-def _dolly_examples(table: Sequence[Mapping[str, Any]], where: str) -> list[Example]:
-    return [example_from_row(row, f"{where} row {i}") for i, row in enumerate(table)]
-
-
 def _ultrachat_examples(table: Sequence[Mapping[str, Any]], where: str) -> list[Example]:
     examples = []
     for i, row in enumerate(table):
@@ -123,8 +122,7 @@ def _ultrachat_examples(table: Sequence[Mapping[str, Any]], where: str) -> list[
                 f'{where} row {i}: field "messages" must be a list of {{"role": ..., "content": ...}}; data=ultrachat '
                 "reads sets of that shape only"
             )
-        example = first_exchange(turns)
-        if example is not None:
+        if (example := first_exchange(turns)) is not None:
             examples.append(example)
     if len(examples) < len(table):
         logger.warning("%s: left out %d dialogues without a first exchange", where, len(table) - len(examples))

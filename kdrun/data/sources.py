@@ -4,10 +4,21 @@ import logging
 from collections import Counter
 from functools import cache
 
+from kdrun.data.docstrings import docstring_pairs
 from kdrun.data.examples import Example, Splits, count_shared_prompts, fill_splits, split_by_hash, split_of
+from kdrun.data.hub import load_dolly, load_ultrachat
+from kdrun.data.jsonl import check_jsonl, iterate_jsonl, read_jsonl
+from kdrun.data.unicode_names import unicode_names
 from kdrun.errors import UserError
 
-SOURCES = ("unicode", "docstrings", "jsonl", "dolly", "ultrachat")
+KEYS: dict[str, tuple[str, ...]] = {  # of data.KEY=, those that each set takes
+    "unicode": (),
+    "docstrings": (),
+    "jsonl": ("path", "valid_path", "test_path"),
+    "dolly": ("path", "revision"),
+    "ultrachat": ("path", "revision"),
+}
+SOURCES = tuple(KEYS)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +44,15 @@ def load_splits(
     if name not in SOURCES:
         raise UserError(f"data={name}: must be one of {', '.join(SOURCES)}; type data=unicode")
     _refuse_unused_keys(name, path=path, valid_path=valid_path, test_path=test_path, revision=revision)
-    splits = _load(name, path, valid_path, test_path, revision)
+    match name:
+        case "jsonl":
+            splits = _load_jsonl(path, valid_path, test_path)
+        case "dolly":
+            splits = load_dolly(path, revision=revision)
+        case "ultrachat":
+            splits = load_ultrachat(path, revision=revision)
+        case _:
+            splits = split_by_hash(_made(name))
     _refuse_empty(name, path, num_train=len(splits.train), num_valid=len(splits.valid))
     if not splits.test:
         logger.warning("data=%s: the test split carved by hash is empty", name)
@@ -48,8 +67,6 @@ def check_jsonl_splits(path: str, valid_path: str | None, test_path: str | None)
 
     Raises UserError as `load_splits`.
     """
-    from kdrun.data.jsonl import check_jsonl, iterate_jsonl
-
     shares = {"valid_percent": 5 if valid_path is None else 0, "test_percent": 5 if test_path is None else 0}
     found = Counter(split_of(example, **shares) for example in iterate_jsonl(path))
     for key, held_out in (("valid", valid_path), ("test", test_path)):
@@ -67,37 +84,13 @@ def _refuse_empty(name: str, path: str | None, *, num_train: int, num_valid: int
         )
 
 
-def _load(name: str, path: str | None, valid_path: str | None, test_path: str | None, revision: str | None) -> Splits:
-    match name:
-        case "unicode" | "docstrings":
-            return split_by_hash(_made(name))
-        case "jsonl":
-            return _load_jsonl(path, valid_path, test_path)
-        case "dolly":
-            from kdrun.data.hub import load_dolly
-
-            return load_dolly(path, revision=revision)
-        case _:
-            from kdrun.data.hub import load_ultrachat
-
-            return load_ultrachat(path, revision=revision)
-
-
 @cache
 def _made(name: str) -> tuple[Example, ...]:
     """The whole of a set that is made on the spot, once a process: a sweep's cells share the 8 s of docstrings."""
-    if name == "unicode":
-        from kdrun.data.unicode_names import unicode_names
-
-        return tuple(unicode_names())
-    from kdrun.data.docstrings import docstring_pairs
-
-    return tuple(docstring_pairs())
+    return tuple(unicode_names() if name == "unicode" else docstring_pairs())
 
 
 def _load_jsonl(path: str | None, valid_path: str | None, test_path: str | None) -> Splits:
-    from kdrun.data.jsonl import read_jsonl
-
     if path is None:
         raise UserError("data=jsonl: needs a file to train on; type data.path=FILE")
     train = read_jsonl(path)
@@ -112,12 +105,7 @@ def _load_jsonl(path: str | None, valid_path: str | None, test_path: str | None)
 
 
 def _refuse_unused_keys(name: str, **given: str | None) -> None:
-    used = {
-        "jsonl": ("path", "valid_path", "test_path"),
-        "dolly": ("path", "revision"),
-        "ultrachat": ("path", "revision"),
-    }.get(name, ())
     for key, value in given.items():
-        if value is not None and key not in used:
-            allowed = ", ".join(f"data.{word}" for word in used) or "no key of its own"
+        if value is not None and key not in KEYS[name]:
+            allowed = ", ".join(f"data.{word}" for word in KEYS[name]) or "no key of its own"
             raise UserError(f"data.{key}={value}: means nothing for data={name}, which takes {allowed}; leave it out")

@@ -1,18 +1,22 @@
 """How near a student is to the data and to its teacher, token by token, on held-out responses.
 
-Shapes: N scored tokens, C tokens of a chunk, V shared vocabulary. p = softmax(teacher logits), q = softmax(student's).
+Shapes: R rows, N scored tokens, C tokens of a chunk, V shared vocabulary. p = softmax(teacher logits), q = softmax of
+the student's.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from kdrun.data.batch import Batch, make_batch
 from kdrun.data.encoding import EncodedSet
@@ -76,36 +80,30 @@ def agreement(
     modes = student.training
     student.eval()
     order = np.argsort(encoded.lengths, kind="stable")
-    sums: list[dict[str, float]] = [{} for _ in order]
-    counts = [0] * len(order)
+    sums: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(order)))  # over each row's tokens
     for start in range(0, len(order), batch_size):
         batch = make_batch(encoded, order[start : start + batch_size], pad_id=pad_id, device=device)
         values = _token_values(student, teacher, batch, rows=rows)
         text_N = (batch.target_N != (-1 if eos_id is None else eos_id)).double()
         values |= {"text_nll": text_N * values["nll"], "text_tokens": text_N}
-        row_N = np.repeat(batch.rows, encoded.scored_lengths[batch.rows]).tolist()
-        for row in row_N:
-            counts[row] += 1
+        row_N = np.repeat(batch.rows, encoded.scored_lengths[batch.rows])
         for name, value_N in values.items():
-            for row, value in zip(row_N, value_N.tolist(), strict=True):
-                sums[row][name] = sums[row].get(name, 0.0) + value
+            np.add.at(sums[name], row_N, value_N.numpy(force=True))
         if advance is not None:
             advance(len(batch.rows))
     student.train(modes)
-    text_nll, text_tokens = ([row.pop(name) for row in sums] for name in ("text_nll", "text_tokens"))
-    total = sum(counts)
-    names = list(sums[0])
-    means = {name: math.fsum(row[name] for row in sums) / total for name in names}
+    text_nll, text_tokens = sums.pop("text_nll"), sums.pop("text_tokens")
+    means = {name: math.fsum(sum_R) / encoded.num_scored_tokens for name, sum_R in sums.items()}
     means["perplexity"] = math.exp(min(means["nll"], 700.0))
-    per_row = {name: [row[name] / count for row, count in zip(sums, counts, strict=True)] for name in names}
+    per_row = {name: sum_R / encoded.scored_lengths for name, sum_R in sums.items()}
     if eos_id is not None:
-        per_row["lm_loss"] = [nats / max(count, 1) for nats, count in zip(text_nll, text_tokens, strict=True)]
-        means["lm_loss"] = math.fsum(per_row["lm_loss"]) / len(counts)
+        per_row["lm_loss"] = text_nll / np.maximum(text_tokens, 1)
+        means["lm_loss"] = math.fsum(per_row["lm_loss"]) / len(order)
     if response_bytes is not None:
-        bits = [nats / math.log(2) for nats in text_nll]
-        per_row["bits_per_byte"] = [b / max(size, 1) for b, size in zip(bits, response_bytes, strict=True)]
+        bits = text_nll / math.log(2)
+        per_row["bits_per_byte"] = bits / np.maximum(response_bytes, 1)
         means["bits_per_byte"] = math.fsum(bits) / max(sum(response_bytes), 1)
-    return Agreement(means, per_row)
+    return Agreement(means, {name: value_R.tolist() for name, value_R in per_row.items()})
 
 
 def count_response_bytes(encoded: EncodedSet, tokenizer: Any) -> list[int]:
@@ -137,13 +135,11 @@ def _token_values(student: Any, teacher: Teacher | TopkTeacher | None, batch: Ba
     for start in range(0, len(target_N), chunk):
         part = slice(start, start + chunk)
         logits = {role: heads[role](hidden[role][part]).float() for role in hidden}
-        values = {"nll": torch.nn.functional.cross_entropy(logits["student"], target_N[part], reduction="none")}
+        values = {"nll": cross_entropy(logits["student"], target_N[part], reduction="none")}
         if buckets is not None:
             values |= _bucket_values(logits["student"], *(tensor[part] for tensor in buckets))
         elif teacher is not None:
-            values["teacher_nll"] = torch.nn.functional.cross_entropy(
-                logits["teacher"], target_N[part], reduction="none"
-            )
+            values["teacher_nll"] = cross_entropy(logits["teacher"], target_N[part], reduction="none")
             values |= divergence_diagnostics(logits["student"], logits["teacher"], mu=HEAD_MASS)
             values |= _head_and_tail(logits["student"], logits["teacher"], values)
         for name, value in values.items():

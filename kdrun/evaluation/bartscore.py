@@ -18,16 +18,7 @@ from typing import Any
 
 from kdrun.errors import UserError
 from kdrun.evaluation.pairs import stripped_pairs
-from kdrun.evaluation.pretrained import (
-    ModelKey,
-    find_checkpoint,
-    identity,
-    longest_text,
-    not_loaded,
-    quiet,
-    refuse_missing,
-)
-from kdrun.untrusted import check_model_config
+from kdrun.evaluation.pretrained import ModelKey, find_checkpoint, load_checkpoint
 
 WHERE = ModelKey(
     "eval.bartscore_model", "a sequence-to-sequence model, such as BART or T5", "null", "AutoModelForSeq2SeqLM"
@@ -64,27 +55,16 @@ class BartScore:
     """
 
     def __init__(self, model: str, *, device: str, batch_size: int = 8) -> None:
-        from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         source = find_seq2seq(model)
-        with quiet():
-            try:
-                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-                check_model_config(config, key=f"{WHERE.key}={model}")
-                self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-                loaded, info = AutoModelForSeq2SeqLM.from_pretrained(
-                    source, config=config, output_loading_info=True, dtype="float32", trust_remote_code=False,
-                    use_safetensors=True if Path(source).is_dir() else None,
-                )  # fmt: skip
-            except (OSError, ValueError) as error:
-                raise not_loaded(model, source, error, WHERE) from error
-        # final_logits_bias is a buffer of zeros that some BARTs are published without.
-        missing = [key for key in info["missing_keys"] if key != "final_logits_bias"]
-        refuse_missing(model, missing, loaded.config.model_type, WHERE)
+        self._loaded = load_checkpoint(
+            model, source, WHERE,
+            unused="final_logits_bias",  # a buffer of zeros that some BARTs are published without
+            tokenizer_for=lambda _: AutoTokenizer.from_pretrained(source, trust_remote_code=False),
+        )  # fmt: skip
         self._name, self._device, self._batch_size = model, device, batch_size
-        self._max_length = longest_text(model, loaded, self._tokenizer, WHERE)
-        self._weights_sha256, self._revision = identity(source)
-        self._model = loaded.to(device).eval()
+        self._tokenizer, self._model = self._loaded.tokenizer, self._loaded.model.to(device).eval()
         self._frame: list[int] = self._tokenizer("")["input_ids"]  # what stands around every text: start, end
         if not self._frame:
             raise UserError(
@@ -120,9 +100,9 @@ class BartScore:
             "transformers": version("transformers"),
             "model": self._name,
             "model_type": self._model.config.model_type,
-            "revision": self._revision,
-            "weights_sha256": self._weights_sha256,
-            "max_length": self._max_length,
+            "revision": self._loaded.revision,
+            "weights_sha256": self._loaded.weights_sha256,
+            "max_length": self._loaded.max_length,
             "measure": "mean log-probability of a target token in nats, start and end included",
             "precision": "prediction given reference",
             "recall": "reference given prediction",
@@ -137,7 +117,7 @@ class BartScore:
         ids: dict[str, list[int]] = {}
         for start in range(0, len(texts), ENCODED_AT_ONCE):
             some = texts[start : start + ENCODED_AT_ONCE]
-            encoded = self._tokenizer(some, truncation=True, max_length=self._max_length)["input_ids"]
+            encoded = self._tokenizer(some, truncation=True, max_length=self._loaded.max_length)["input_ids"]
             ids.update(zip(some, encoded, strict=True))
         uniform = -math.log(self._model.get_output_embeddings().weight.shape[0])
         found = dict.fromkeys(pairs, uniform)

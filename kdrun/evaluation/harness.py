@@ -351,9 +351,9 @@ def _row(sample: Mapping[str, Any]) -> dict[str, Any]:
     row = {"index": sample["doc_id"], "doc": sample["doc"], "target": sample["target"]}
     row |= {"responses": sample["filtered_resps"], "doc_sha256": sample["doc_hash"]}
     row |= {"filter": sample["filter"]} if sample["filter"] != "none" else {}
-    plain = json.loads(json.dumps(row, default=handle_non_serializable))
-    scores = json.loads(json.dumps({name: sample[name] for name in sample["metrics"]}, default=handle_non_serializable))
-    return plain | {name: float(x) if isinstance(x, bool | int | float) else x for name, x in scores.items()}
+    row |= {name: sample[name] for name in sample["metrics"]}
+    plain: dict[str, Any] = json.loads(json.dumps(row, default=handle_non_serializable))
+    return plain | {name: float(plain[name]) for name in sample["metrics"] if isinstance(plain[name], int | float)}
 
 
 def _summary(results: Mapping[str, Any], examples: Mapping[str, list[dict[str, Any]]]) -> dict[str, float]:

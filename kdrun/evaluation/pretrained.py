@@ -7,14 +7,14 @@ each is made impossible or refused here.
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdrun.errors import UserError
-from kdrun.untrusted import check_model_folder, shard_names
+from kdrun.untrusted import check_model_config, check_model_folder, shard_names
 
 NO_LIMIT = 1_000_000  # a tokenizer without model_max_length says 1e30
 
@@ -28,6 +28,17 @@ class ModelKey:
     kind: str
     instead: str
     loader: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model in float32 with its tokenizer, the tokens that a text may have, and what the run record says."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int
+    weights_sha256: str
+    revision: str | None  # the commit of a hub name, None for a folder
 
 
 def find_checkpoint(name: str, where: ModelKey) -> str:
@@ -45,7 +56,41 @@ def find_checkpoint(name: str, where: ModelKey) -> str:
     return name
 
 
-def not_loaded(name: str, source: str, error: Exception, where: ModelKey) -> UserError:
+def load_checkpoint(
+    name: str, source: str, where: ModelKey, *, unused: str, tokenizer_for: Callable[[Any], Any]
+) -> Checkpoint:
+    """Return the checkpoint that `find_checkpoint` found at `source`, its class read in config.json and never the name.
+
+    `unused` begins the names of weights that no score needs and that may be missing. `tokenizer_for` makes the
+    tokenizer for a config, which it may change before the weights are read. Raises UserError when the model cannot be
+    had, lacks weights, or nothing says how long a text may be.
+    """
+    import transformers
+
+    with quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+            check_model_config(config, key=f"{where.key}={name}")
+            tokenizer = tokenizer_for(config)
+            model, info = getattr(transformers, where.loader).from_pretrained(
+                source, config=config, output_loading_info=True, dtype="float32", trust_remote_code=False,
+                use_safetensors=True if Path(source).is_dir() else None,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            raise _not_loaded(name, source, error, where) from error
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(unused)):
+        raise UserError(
+            f"{where.key}={name}: {len(missing)} weights are not in the checkpoint and would be random "
+            f"(first: {missing[0]}); give the folder of a whole {config.model_type} model"
+        )
+    max_length = _longest_text(name, model, tokenizer, where)
+    folder = _folder_read(source)
+    return Checkpoint(
+        model, tokenizer, max_length, _sha256_of_weights(folder), None if Path(source).is_dir() else folder.name
+    )
+
+
+def _not_loaded(name: str, source: str, error: Exception, where: ModelKey) -> UserError:
     """The error to raise when transformers could not load `source`: in one line, with what to do."""
     if Path(source).is_dir():
         cause = str(error).partition("\n")[0]
@@ -58,17 +103,7 @@ def not_loaded(name: str, source: str, error: Exception, where: ModelKey) -> Use
     )
 
 
-def refuse_missing(name: str, missing: Iterable[str], model_type: str, where: ModelKey) -> None:
-    """Raise UserError when weights that are used are not in the checkpoint: transformers would make up random ones."""
-    keys = sorted(missing)
-    if keys:
-        raise UserError(
-            f"{where.key}={name}: {len(keys)} weights are not in the checkpoint and would be random "
-            f"(first: {keys[0]}); give the folder of a whole {model_type} model"
-        )
-
-
-def longest_text(name: str, model: Any, tokenizer: Any, where: ModelKey) -> int:
+def _longest_text(name: str, model: Any, tokenizer: Any, where: ModelKey) -> int:
     """Return how many tokens a text may have, start and end included; longer texts are cut.
 
     The tokenizer's word alone is not enough: saved without model_max_length it says 1e30, and the run dies of it.
@@ -86,12 +121,6 @@ def longest_text(name: str, model: Any, tokenizer: Any, where: ModelKey) -> int:
             "set model_max_length in tokenizer_config.json"
         )
     return int(min(limits))
-
-
-def identity(source: str) -> tuple[str, str | None]:
-    """Return the SHA-256 of the weights that were loaded, and the commit of a hub name (None for a folder)."""
-    folder = _folder_read(source)
-    return _sha256_of_weights(folder), None if Path(source).is_dir() else folder.name
 
 
 def _folder_read(source: str) -> Path:
@@ -126,7 +155,7 @@ def _sha256_of_weights(folder: Path) -> str:
 def quiet() -> Iterator[None]:
     """Keep loading off the terminal: transformers' report of weights not used, bars, retries, deprecations.
 
-    What matters in the report, weights that are missing, is checked by `refuse_missing`.
+    What matters in the report, weights that are missing, is checked by `load_checkpoint`.
     """
     from transformers.utils import logging as transformers_logging
 

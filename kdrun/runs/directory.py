@@ -25,6 +25,7 @@ import yaml
 
 from kdrun.errors import UserError
 from kdrun.runs.folders import remove_leftovers
+from kdrun.runs.locks import try_lock
 from kdrun.runs.provenance import provenance
 from kdrun.runs.ranks import from_rank_zero, num_ranks, rank
 from kdrun.runs.records import check_run, json_lines, read_json
@@ -103,7 +104,8 @@ def disk_trouble(error: BaseException) -> str | None:
     return f"{place}: {os.strerror(number)}; {DISK[number]}, then run again, or go on (kdrun train resume=DIR)"
 
 
-def _now() -> str:
+def iso_now() -> str:
+    """This second with the time zone, ISO 8601."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -169,7 +171,7 @@ class RunDirectory:
             "status": "running",
             "error": None,
             "overrides": list(overrides),
-            "started": _now(),
+            "started": iso_now(),
             "ended": None,
             "duration_s": None,
             **(extra or {}),
@@ -224,7 +226,7 @@ class RunDirectory:
             self.record["traceback"] = without_secrets(traceback.format_exc())
         if rank() and not interrupted:
             told = {"status": "failed", "error": f"rank {rank()}: {said}", "traceback": self.record["traceback"]}
-            write_json(self.path / RECORD, {**record, **told, "ended": _now()})
+            write_json(self.path / RECORD, {**record, **told, "ended": iso_now()})
         return not rank()
 
     def await_end(self, timeout_s: float = 60) -> None:
@@ -235,7 +237,7 @@ class RunDirectory:
 
     def _end(self, status: str, start: float, error: str | None) -> None:
         try:
-            self.note(status=status, error=error, ended=_now(), duration_s=round(time.monotonic() - start, 3))
+            self.note(status=status, error=error, ended=iso_now(), duration_s=round(time.monotonic() - start, 3))
         except OSError as trouble:
             if status == "done":
                 raise
@@ -280,16 +282,12 @@ def take(folder: Path, *, key: str) -> None:
     Raises:
         UserError: naming `key`, when another process has it.
     """
-    from filelock import FileLock, Timeout
-
     place = folder.resolve()
     if place in _taken or rank():  # of several ranks, rank 0 has it
         return
-    lock = FileLock(place / LOCK, thread_local=False)  # the process's, whichever thread asks
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{key}: {_holder(place / LOCK)} writes there; wait for it, or stop it first") from None
+    lock = try_lock(place / LOCK)
+    if lock is None:
+        raise UserError(f"{key}: {_holder(place / LOCK)} writes there; wait for it, or stop it first")
     _taken[place] = lock
 
 

@@ -11,9 +11,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kdrun.runs.locks import try_lock
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -21,16 +22,8 @@ if TYPE_CHECKING:
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A GPU, by the name that CUDA_VISIBLE_DEVICES has for it, and the lock that says so."""
-
-    gpu: str
-    lock: BaseFileLock
-
-
-# The claim of this process, once it has one: a CUDA context cannot move to another GPU.
-_claims: list[Claim] = []
+# The GPU of this process, once it has one, and the lock that says so: a CUDA context cannot move to another GPU.
+_claims: dict[str, BaseFileLock] = {}
 
 
 def visible_gpus() -> list[str]:
@@ -54,14 +47,12 @@ def claim_gpu(*, waiting: Callable[[str], None]) -> str | None:
     Args:
         waiting: told once, in a line, when all are taken.
     """
-    if _claims:
-        return _claims[0].gpu
-    names = visible_gpus()
+    names = [] if _claims else visible_gpus()
     told = False
     while names:
         for name in names:
             if lock := _lock(name):
-                _claims.append(Claim(name, lock))
+                _claims[name] = lock
                 # Numbers are the driver's; CUDA's own order puts the fastest first.
                 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
                 os.environ[VISIBLE] = name
@@ -70,28 +61,20 @@ def claim_gpu(*, waiting: Callable[[str], None]) -> str | None:
             waiting(f"all GPUs are taken ({', '.join(names)}): waiting for one")
             told = True
         time.sleep(0.5)
-    return None
+    return claimed_gpu()
 
 
 def claimed_gpu() -> str | None:
     """The GPU that this process has taken."""
-    return _claims[0].gpu if _claims else None
+    return next(iter(_claims), None)
 
 
 def _lock(name: str) -> BaseFileLock | None:
-    from filelock import FileLock, Timeout
-
     folder = Path(tempfile.gettempdir()) / "kdrun-gpus"
     if not folder.exists():
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)  # every user of the machine shares the GPUs
-    # Not per thread: the lock belongs to the process, whichever thread asks.
-    lock = FileLock(folder / f"{name.replace('/', '-')}.lock", mode=0o666, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
+    return try_lock(folder / f"{name.replace('/', '-')}.lock", mode=0o666)
 
 
 def unseen_gpu(key: str, sees: Callable[[], bool], *, devices: Path = Path("/dev")) -> str | None:

@@ -18,16 +18,16 @@ _cell: ContextVar[Path | None] = ContextVar("cell", default=None)
 
 
 class Task:
-    """One piece of work of known length. Call it with what was done; say what to show beside the bar with `show`."""
+    """One piece of work of known length. Call it with what was done; say what to show beside the bar with `show`.
 
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done, self.text = name, total, 0, ""
+    Args:
+        done: what an earlier attempt has done; it does not count towards the pace.
+    """
+
+    def __init__(self, name: str, total: int, *, done: int = 0) -> None:
+        self.name, self.total, self.done, self.text = name, total, done, ""
         self._start = self._said = time.monotonic()
-        self._before = 0
-
-    def begin_at(self, done: int) -> None:
-        """What an earlier attempt has done; it does not count towards the pace."""
-        self.done = self._before = done
+        self._before = done
 
     def __call__(self, count: int = 1) -> None:
         """Count work as done."""
@@ -47,18 +47,15 @@ class Task:
         now = time.monotonic()
         if now - self._said >= 10:
             self._said = now
-            print(
-                f"{self.name}: {self.done}/{self.total}, {self.left_s(now):.0f} s left  {self.text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self.name}: {self.done}/{self.total}, {self.left_s(now):.0f} s left  {self.text}"
+            print(line, file=sys.stderr, flush=True)
 
 
 class FileTask(Task):
     """Work whose progress goes to a file, at most once a second, and to no display."""
 
-    def __init__(self, name: str, total: int, *, folder: Path) -> None:
-        super().__init__(name, total)
+    def __init__(self, name: str, total: int, *, done: int = 0, folder: Path) -> None:
+        super().__init__(name, total, done=done)
         self._file = folder / FILE
         self._said = float("-inf")
 
@@ -102,15 +99,19 @@ def progress(name: str, total: int, *, done: int = 0) -> Iterator[Task]:
     """
     if rank():
         yield SilentTask(name, total)
-        return
-    cell = _cell.get()
-    if cell is not None or not sys.stderr.isatty():
-        task = Task(name, total) if cell is None else FileTask(name, total, folder=cell)
-        task.begin_at(done)
-        if cell is not None:
-            task.refresh()
+    elif cell := _cell.get():
+        task = FileTask(name, total, done=done, folder=cell)
+        task.refresh()
         yield task
-        return
+    elif sys.stderr.isatty():
+        with _bar(name, total, done) as bar:
+            yield bar
+    else:
+        yield Task(name, total, done=done)
+
+
+@contextmanager
+def _bar(name: str, total: int, done: int) -> Iterator[Task]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeElapsedColumn as Elapsed
@@ -127,6 +128,4 @@ def progress(name: str, total: int, *, done: int = 0) -> Iterator[Task]:
             def refresh(self) -> None:
                 bars.update(bar, completed=self.done, text=self.text)
 
-        task = Bar(name, total)
-        task.begin_at(done)
-        yield task
+        yield Bar(name, total, done=done)

@@ -1,4 +1,7 @@
-"""Records of runs as they lie on the disk, perhaps damaged or someone else's: looked over where they are read."""
+"""Records of runs as they lie on the disk, perhaps damaged or someone else's: looked over where they are read.
+
+What is not of its form raises a UserError that names the file, and the line or field.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,7 @@ SWEEP = {"command": str, "flags": [str], "words": [str], "directory": str, "fixe
 
 
 def read_json(path: Path, *, key: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: naming `key`, when the file is missing, unreadable or not an object.
-    """
+    """The object in a JSON file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -38,9 +37,6 @@ def check_fields(content: Mapping[str, Any], fields: Mapping[str, Any], *, at: s
 
     Args:
         whole: all of them must be there.
-
-    Raises:
-        UserError: beginning with `at`, naming the field.
     """
     for name, kind in fields.items():
         if name not in content and not whole:
@@ -54,11 +50,7 @@ def check_fields(content: Mapping[str, Any], fields: Mapping[str, Any], *, at: s
 
 
 def check_run(record: Mapping[str, Any], *, at: str) -> None:
-    """A run.json is of the form that `RunDirectory` gives it, as far as it goes.
-
-    Raises:
-        UserError: beginning with `at`, naming the field.
-    """
+    """A run.json is of the form that `RunDirectory` gives it, as far as it goes."""
     check_fields(record, RUN, at=at)
     if record.get("status", "done") not in STATES:
         raise UserError(f"{at}: it has status={record['status']}, which is none of {', '.join(STATES)}")
@@ -68,9 +60,6 @@ def json_lines(path: Path) -> list[str]:
     """The lines of a JSON-lines file, none when it is not there; a newline alone ends one.
 
     str.splitlines also breaks at U+0085 and U+2028, which stand unescaped in generated text.
-
-    Raises:
-        UserError: when it cannot be read as UTF-8.
     """
     try:
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
@@ -83,9 +72,6 @@ def json_objects(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
 
     Args:
         torn: the last line may be cut short, as that of a run that writes or was killed, and is left out then.
-
-    Raises:
-        UserError: naming file and line.
     """
     lines, found = json_lines(path), []
     for number, line in enumerate(lines, start=1):
@@ -102,11 +88,7 @@ def json_objects(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl: a step and numbers, null for what was not finite.
-
-    Raises:
-        UserError: naming file and line.
-    """
+    """The lines of a metrics.jsonl: a step and numbers, null for what was not finite."""
     lines = json_objects(path, torn=True)
     for number, line in enumerate(lines, start=1):
         if not isinstance(line.get("step"), int):

@@ -17,7 +17,8 @@ from statistics import mean
 from typing import Any
 
 from kdrun.errors import UserError
-from kdrun.runs.directory import RECORD, RunDirectory, flatten, write_json
+from kdrun.runs.directory import RECORD, RunDirectory, flatten, iso_now, write_json
+from kdrun.runs.locks import try_lock
 from kdrun.runs.progress import FILE as PROGRESS
 from kdrun.runs.records import SWEEP as SWEEP_FIELDS
 from kdrun.runs.records import check_fields, read_json
@@ -71,8 +72,7 @@ def start_sweep(
         "command": command, "flags": list(flags), "words": list(words), "directory": os.getcwd(), "cells": cells,
         "fixed": list(fixed), "total": total, "attempts": [],
     }  # fmt: skip
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    content["attempts"] = [*content["attempts"], {"started": now, "process": os.getpid(), "launcher": launcher}]
+    content["attempts"] = [*content["attempts"], {"started": iso_now(), "process": os.getpid(), "launcher": launcher}]
     write_json(path, content)
 
 
@@ -183,18 +183,12 @@ def time_left(cells: Sequence[Cell]) -> float | None:
 @contextmanager
 def held(cell: Path) -> Iterator[bool]:
     """Whether this process has got the lock of a cell, for as long as the body runs; never waits."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(cell.parent / f".{cell.name}.lock")
+    lock = try_lock(cell.parent / f".{cell.name}.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
+        yield lock is not None
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def settle(folder: Path) -> None:
@@ -204,8 +198,7 @@ def settle(folder: Path) -> None:
             with held(cell.folder) as free:
                 run = RunDirectory.open(cell.folder, key="sweep")
                 if free and run.record["status"] == "running":
-                    ended = datetime.now().astimezone().isoformat(timespec="seconds")
-                    run.note(status="interrupted", error="its process ended without a word", ended=ended)
+                    run.note(status="interrupted", error="its process ended without a word", ended=iso_now())
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], *, ignored: Sequence[str]) -> dict[str, tuple[Any, Any]]:

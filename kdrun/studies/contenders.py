@@ -36,12 +36,10 @@ def contenders(specs: Sequence[Spec]) -> list[Contender]:
     """One contender a spec, in order. Labels: `FKL`, `AKL mu=0.3`."""
     found = []
     for look, spec in enumerate(specs):
-        params = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
-        name = spec if isinstance(spec, str) else str(spec["name"])
-        words = " ".join(
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
-        )
-        found.append(Contender(f"{label_of(name)} {words}".strip(), name, params, look))
+        params = {"name": spec} if isinstance(spec, str) else dict(spec)
+        name = params.pop("name")
+        words = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()]
+        found.append(Contender(" ".join([label_of(name), *words]), name, params, look))
     return found
 
 

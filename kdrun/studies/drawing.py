@@ -50,10 +50,9 @@ def write_animation(animation: Animation, folder: Path) -> None:
         image = Image.frombytes("RGBA", figure.canvas.get_width_height(), bytes(figure.canvas.buffer_rgba()))
         # by coverage: the median cut gives every colour to the greys of the letters, and a rare line changes its own
         images.append(image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE))
-    each = round(1000 / animation.frames_per_s)
     images[0].save(
         folder / f"{animation.name}.gif", save_all=True, append_images=images[1:], loop=0, optimize=True,
-        duration=[each] * (len(images) - 1) + [2000],
+        duration=[125] * (len(images) - 1) + [2000],  # ms: eight frames a second, the last one for two seconds
     )  # fmt: skip
 
 
@@ -75,7 +74,7 @@ def draw(picture: Picture) -> Any:
     for axis in axes[len(picture.panels) :]:
         axis.set_axis_off()
     title = fill(picture.title, round(12 * columns * PANEL[0]))
-    figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(title, x=0.01, ha="left", **_text(11))
     if named:
         figure.legend(
             [_handle(curve) for curve in named.values()], list(named), loc="outside lower left", ncols=per_row,
@@ -87,28 +86,29 @@ def draw(picture: Picture) -> Any:
 def _keyed(picture: Picture) -> dict[str, Curve]:
     """label -> the first curve of that name."""
     found: dict[str, Curve] = {}
-    for panel in picture.panels:
-        for curve in panel.curves:
-            if curve.label and not curve.faint:
-                found.setdefault(curve.label, curve)
+    for curve in (curve for panel in picture.panels for curve in panel.curves if curve.label):
+        found.setdefault(curve.label, curve)
     return found
 
 
-def _style(curve: Curve) -> dict[str, Any]:
+def _look(curve: Curve) -> tuple[str, str, str]:
+    """Colour, line style and marker."""
     if curve.look < 0:
-        return {"color": INK, "linestyle": "-"}
-    colour = COLOURS[curve.look % len(COLOURS)]
-    return {"color": colour, "linestyle": STYLES[curve.look % len(STYLES)]}
+        return INK, "-", "."
+    return COLOURS[curve.look % len(COLOURS)], STYLES[curve.look % len(STYLES)], MARKERS[curve.look % len(MARKERS)]
+
+
+def _text(size: float) -> dict[str, Any]:
+    """Settings of words that are no formula, whatever signs they hold."""
+    return {"fontsize": size, "color": INK, "parse_math": False}
 
 
 def _handle(curve: Curve) -> Any:
     from matplotlib.lines import Line2D
 
-    style = _style(curve)
-    if curve.kind == "points":
-        style["linestyle"] = "none"
-    marker = MARKERS[curve.look % len(MARKERS)] if curve.look >= 0 else "."
-    return Line2D([], [], **style, linewidth=1.6, marker=marker, markersize=4)
+    colour, line, marker = _look(curve)
+    style: Any = "none" if curve.kind == "points" else line
+    return Line2D([], [], color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=4)
 
 
 def _draw_panel(axis: Any, panel: Panel) -> None:
@@ -120,16 +120,15 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         axis.set_yscale("log")
     for curve in panel.curves:
         _draw_curve(axis, curve)
-    axis.set_title(panel.title, fontsize=9.5, loc="left", color=INK, parse_math=False)
-    if panel.simplex is not None:
-        _draw_triangle(axis, panel.simplex)
+    axis.set_title(panel.title, loc="left", **_text(9.5))
+    if panel.surface is not None:
+        _draw_triangle(axis)
     else:
-        axis.set_xlabel(panel.x_label, fontsize=9, color=INK, parse_math=False)
-        axis.set_ylabel(panel.y_label, fontsize=9, color=INK, parse_math=False)
+        axis.set_xlabel(panel.x_label, **_text(9))
+        axis.set_ylabel(panel.y_label, **_text(9))
         axis.tick_params(which="both", labelsize=8, color=INK, labelcolor=INK)
         axis.spines[["top", "right"]].set_visible(False)
-        if panel.surface is None:
-            axis.grid(color=INK, alpha=0.13, linewidth=0.6)
+        axis.grid(color=INK, alpha=0.13, linewidth=0.6)
     if panel.x_limits:
         axis.set_xlim(*panel.x_limits)
     if panel.y_limits:
@@ -138,61 +137,53 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
 
 
 def _draw_curve(axis: Any, curve: Curve) -> None:
-    style, marker = _style(curve), MARKERS[curve.look % len(MARKERS)] if curve.look >= 0 else "."
-    if curve.faint:
-        axis.plot(curve.x, curve.y, color=style["color"], linewidth=0.6, alpha=0.35)
-        return
+    colour, line, marker = _look(curve)
     if curve.kind == "points":
-        axis.plot(curve.x, curve.y, color=style["color"], linestyle="none", marker=marker, markersize=3.4)
+        axis.plot(curve.x, curve.y, color=colour, linestyle="none", marker=marker, markersize=3.4)
     else:
         every = max(1, len(curve.x) // 6)
         axis.plot(
-            curve.x, curve.y, **style, linewidth=1.6, marker=marker if curve.look >= 0 else None, markersize=3.6,
-            markevery=(max(curve.look, 0) % every, every), drawstyle="steps-post" if curve.kind == "stairs" else None,
+            curve.x, curve.y, color=colour, linestyle=line, linewidth=1.6, marker=marker if curve.look >= 0 else None,
+            markersize=3.6, markevery=(max(curve.look, 0) % every, every),
         )  # fmt: skip
     if curve.band is not None:
-        axis.fill_between(curve.x, *curve.band, color=style["color"], alpha=0.15, linewidth=0)
+        axis.fill_between(curve.x, *curve.band, color=colour, alpha=0.15, linewidth=0)
 
 
 def _draw_surface(axis: Any, surface: Surface) -> None:
-    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.colors import Normalize
 
-    low, high = surface.limits or (min(surface.values), max(surface.values))
-    norm = LogNorm(low, high) if surface.log else Normalize(low, high)
     colours = axis.tripcolor(
-        surface.x, surface.y, surface.values, norm=norm, cmap="cividis", shading="gouraud", rasterized=True
-    )
+        surface.x, surface.y, surface.values, norm=Normalize(*surface.limits), cmap="cividis", shading="gouraud",
+        rasterized=True,
+    )  # fmt: skip
     bar = axis.figure.colorbar(colours, ax=axis, shrink=0.85, pad=0.02)
-    bar.set_label(surface.label, fontsize=8, color=INK, parse_math=False)
+    bar.set_label(surface.label, **_text(8))
     bar.ax.tick_params(labelsize=7, color=INK, labelcolor=INK)
     if surface.arrows:
         x, y, dx, dy = zip(*surface.arrows, strict=True)
         axis.quiver(x, y, dx, dy, color="white", edgecolor=INK, linewidth=0.4, width=0.009)
 
 
-def _draw_triangle(axis: Any, corners: tuple[str, str, str]) -> None:
+def _draw_triangle(axis: Any) -> None:
     places = ((0.0, 0.0), (1.0, 0.0), (0.5, 3**0.5 / 2))
     x, y = zip(*places, places[0], strict=True)
     axis.plot(x, y, color=INK, linewidth=0.8)
-    for name, (left, bottom), vertical in zip(corners, places, ("top", "top", "bottom"), strict=True):
-        shift = -3 if vertical == "top" else 3
+    for i, place in enumerate(places):
+        vertical, shift = ("bottom", 3) if i == 2 else ("top", -3)
         axis.annotate(
-            name, (left, bottom), xytext=(0, shift), textcoords="offset points", ha="center", va=vertical,
-            fontsize=8, color=INK, parse_math=False,
-        )  # fmt: skip
+            f"class {i + 1}", place, xytext=(0, shift), textcoords="offset points", ha="center", va=vertical, **_text(8)
+        )
     axis.set_aspect("equal")
     axis.set_axis_off()
 
 
 def _draw_named_lines(axis: Any, panel: Panel) -> None:
-    words = {"fontsize": 8, "color": INK, "parse_math": False}
     for label, value in panel.levels:
         axis.axhline(value, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
         axis.annotate(label, (1, value), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                      textcoords="offset points", ha="right", va="bottom", **words)  # fmt: skip
+                      textcoords="offset points", ha="right", va="bottom", **_text(8))  # fmt: skip
     for label, value in panel.marks:
         axis.axvline(value, color=INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
         axis.annotate(label, (value, 1), xycoords=("data", "axes fraction"), xytext=(2, -2),
-                      textcoords="offset points", ha="left", va="top", **words)  # fmt: skip
-    for label, x, y in panel.notes:
-        axis.annotate(label, (x, y), xytext=(3, 3), textcoords="offset points", **words)
+                      textcoords="offset points", ha="left", va="top", **_text(8))  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from textwrap import fill
 from typing import Any, Literal
@@ -45,10 +45,10 @@ class Claim:
 class Findings:
     """Tables become tables/NAME.csv, pictures figures/NAME.{png,svg,csv}, animations figures/NAME.gif."""
 
-    claims: tuple[Claim, ...]
+    claims: Sequence[Claim]
     tables: Mapping[str, Table] = field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
-    animations: tuple[Animation, ...] = ()
+    pictures: Sequence[Picture] = ()
+    animations: Sequence[Animation] = ()
 
     @property
     def failed_proofs(self) -> list[Claim]:
@@ -59,6 +59,23 @@ class Findings:
 def holds(condition: bool) -> Verdict:
     """`holds` or `contradicted`."""
     return "holds" if condition else "contradicted"
+
+
+def holds_in(num_true: int, num_cases: int, *, where: str) -> tuple[Verdict, str]:
+    """(verdict, condition) of a statement about every case; `where` is the condition if it is true in some of them."""
+    if 0 < num_true < num_cases:
+        return "holds only when", where
+    return holds(num_true > 0), ""
+
+
+def rows_with(rows: Table, **values: Any) -> list[Mapping[str, Any]]:
+    """The rows that have these values in the columns of these names."""
+    return [row for row in rows if all(row[column] == value for column, value in values.items())]
+
+
+def listed(values: Iterable[float], form: str = "g") -> str:
+    """Numbers in words: `0.1, 0.5`."""
+    return ", ".join(f"{value:{form}}" for value in values)
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
@@ -86,12 +103,7 @@ def as_markdown(findings: Findings) -> str:
     """The claims as a table."""
     lines = ["| claim | source | measured | verdict | by |", "|---|---|---|---|---|"]
     for claim in findings.claims:
-        cells = (
-            claim.statement,
-            claim.source,
-            claim.measured,
-            f"**{claim.verdict}** {claim.condition}",
-            claim.tolerance,
-        )
+        verdict = f"**{claim.verdict}** {claim.condition}"
+        cells = (claim.statement, claim.source, claim.measured, verdict, claim.tolerance)
         lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -22,9 +22,9 @@ def fit(
     *,
     optimizer: torch.optim.Optimizer,
     num_steps: int,
-    look: Look,
+    look: Look | None = None,
 ) -> None:
-    """Minimise the sum over rows of `loss`; `look` is called before every update and after the last one.
+    """Minimise the sum over rows of `loss`; `look`, if any, is called before every update and after the last one.
 
     The sum, so that rows which share no parameter do not feel one another: Adam and SGD move each as if it were alone.
 
@@ -39,10 +39,10 @@ def fit(
         total.backward()
         return total.detach()
 
-    for step in range(num_steps):
-        with torch.no_grad():
-            look(step, student_logits().detach())
-        total = optimizer.step(nats)  # type: ignore[arg-type]  # a tensor is as good as a float
-        loss.observe(float(total) / len(teacher_logits_NV), (step + 1) / num_steps)
-    with torch.no_grad():
-        look(num_steps, student_logits().detach())
+    for step in range(num_steps + 1):
+        if look is not None:
+            with torch.no_grad():
+                look(step, student_logits().detach())
+        if step < num_steps:
+            total = optimizer.step(nats)  # type: ignore[arg-type]  # a tensor is as good as a float
+            loss.observe(float(total) / len(teacher_logits_NV), (step + 1) / num_steps)

@@ -141,25 +141,22 @@ def judge(means: dict[float, Mean]) -> tuple[Verdict, str]:
     if len(yes) == len(means):
         return "holds", ""
     if yes:
-        return "holds only when", "the first " + " or ".join(
-            f"{window:.0%}" for window in yes
-        ) + " of the steps are meant"
+        shares = " or ".join(f"{window:.0%}" for window in yes)
+        return "holds only when", f"the first {shares} of the steps are meant"
     return ("contradicted" if any(mean.sign < 0 for mean in means.values()) else "doubtful"), ""
 
 
 def order_claims(runs: Sequence[Run], windows: Sequence[float]) -> list[Claim]:
     """Within one loss: FKL's head is ahead of its tail, RKL's tail ahead of its head."""
     claims = []
-    for loss, first, sign in (("fkl", "head", 1), ("rkl", "tail", -1)):
+    for loss, first, second, sign in (("fkl", "head", "tail", 1), ("rkl", "tail", "head", -1)):
         own = [run for run in runs if run.loss == loss]
         means = {w: mean_over_seeds([sign * over(run, run.lead, w) for run in own]) for w in windows}
-        verdict, condition = judge(means)
-        second = "tail" if first == "head" else "head"
         claims.append(
             Claim(
                 f"{loss}_{first}_first", f"{loss.upper()} closes the {first}'s gap first.", PAPER,
                 f"the {second}'s gap minus the {first}'s, each as a share of its start, mean over the first steps: "
-                + _spelled(means), _rule(own), verdict, condition,
+                f"{_spelled(means)}", _rule(own), *judge(means),
             )
         )  # fmt: skip
     return claims
@@ -175,13 +172,12 @@ def pace_claims(runs: Sequence[Run], windows: Sequence[float]) -> list[Claim]:
             w: mean_over_seeds([over(a, a.curves[gap], w) - over(b, b.curves[gap], w) for a, b in pairs])
             for w in windows
         }
-        verdict, condition = judge(means)
         claims.append(
             Claim(
                 f"{fast}_faster_on_{part}", f"{fast.upper()} closes the {part}'s gap faster than {slow.upper()}.",
                 PAPER,
-                f"{slow.upper()}'s {part} gap minus {fast.upper()}'s, mean over the first steps: " + _spelled(means),
-                _rule(pairs), verdict, condition,
+                f"{slow.upper()}'s {part} gap minus {fast.upper()}'s, mean over the first steps: {_spelled(means)}",
+                _rule(pairs), *judge(means),
             )
         )  # fmt: skip
     return claims
@@ -199,14 +195,13 @@ def akl_claims(runs: Sequence[Run]) -> list[Claim]:
         if not pairs:
             continue
         mean = mean_over_seeds([over(a, a.total, 1.0) - over(b, b.total, 1.0) for a, b in pairs])
-        verdict, condition = judge({1.0: mean})
         weights = np.concatenate([ours.curves["akl_weight"] for _, ours in pairs])
         claims.append(
             Claim(
                 f"akl_faster_than_{other}", statement, "Wu et al. 2404.02657, sections 3 and 4",
                 f"{contenders([other])[0].label}'s sum of |p - q| minus AKL's, mean over all steps: {mean}; "
                 f"AKL's mean weight between {weights.min():.2f} and {weights.max():.2f}",
-                _rule(pairs), verdict, condition,
+                _rule(pairs), *judge({1.0: mean}),
             )
         )  # fmt: skip
     return claims
@@ -242,18 +237,16 @@ def _curves_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _leads_table(runs: Sequence[Run], windows: Sequence[float]) -> list[dict[str, Any]]:
     return [
         {
-            "run": run.label,
-            "seed": run.seed,
-            "first_share_of_steps": window,
+            "run": run.label, "seed": run.seed, "first_share_of_steps": window,
             "lead_of_head": over(run, run.lead, window),
+            **{f"mean_{name}": over(run, run.curves[name], window) for name in ("head_gap", "tail_gap", "akl_weight")},
         }
-        | {f"mean_{name}": over(run, run.curves[name], window) for name in ("head_gap", "tail_gap", "akl_weight")}
         for run in runs
         for window in windows
-    ]
+    ]  # fmt: skip
 
 
-def _bands(runs: Sequence[Run], values: Callable[[Run], np.ndarray]) -> tuple[Curve, ...]:
+def _bands(runs: Sequence[Run], values: Callable[[Run], np.ndarray]) -> list[Curve]:
     """A curve a label: the mean over seeds at the steps that all have, the band from the least to the greatest."""
     curves = []
     for look, label in enumerate(labels(runs)):
@@ -262,7 +255,7 @@ def _bands(runs: Sequence[Run], values: Callable[[Run], np.ndarray]) -> tuple[Cu
         stacked = np.stack([values(run)[np.isin(run.steps, steps)] for run in own])
         band = (stacked.min(0).tolist(), stacked.max(0).tolist()) if len(own) > 1 else None
         curves.append(Curve(label, steps, stacked.mean(0).tolist(), look, band=band))
-    return tuple(curves)
+    return curves
 
 
 def _panel(runs: Sequence[Run], name: str, title: str) -> Panel:
@@ -273,7 +266,7 @@ def _panel(runs: Sequence[Run], name: str, title: str) -> Panel:
 def _gaps_picture(runs: Sequence[Run]) -> Picture:
     lead = Panel(
         "Lead of the head (above 0: head first)", "optimiser steps", "share of the start's gap",
-        _bands(runs, lambda run: run.lead), levels=(("", 0.0),),
+        _bands(runs, lambda run: run.lead), levels=[("", 0.0)],
     )  # fmt: skip
     panels = (
         _panel(runs, "head_gap", "Gap on the teacher's head"), _panel(runs, "tail_gap", "Gap on the teacher's tail"),
@@ -292,24 +285,22 @@ def _paths_picture(runs: Sequence[Run]) -> Picture:
             curves.append(Curve(label if run is own[0] else "", tail.tolist(), head.tolist(), look))
     low = min(min(curve.x) for curve in curves), min(min(curve.y) for curve in curves)
     diagonal = Curve("head and tail alike", [min(low), 1], [min(low), 1])
-    panel = Panel(
-        "Below the line the head is ahead", "tail gap (share of its start)", "head gap (share of its start)",
-        (diagonal, *curves),
-    )  # fmt: skip
-    return Picture("paths", "The way from the start (top right): a line a seed", (panel,), columns=1)
+    axes = ("tail gap (share of its start)", "head gap (share of its start)")
+    panel = Panel("Below the line the head is ahead", *axes, [diagonal, *curves])
+    return Picture("paths", "The way from the start (top right): a line a seed", [panel], columns=1)
 
 
 def _divergences_picture(runs: Sequence[Run]) -> Picture | None:
-    names = [
-        name for name in ("fkl", "rkl", "jsd", "tvd", "top1_agreement", "student_entropy") if name in runs[0].curves
-    ]
-    titles = {"fkl": "FKL", "rkl": "RKL", "jsd": "JSD", "tvd": "TVD", "top1_agreement": "Top-1 agreement"}
-    panels = [_panel(runs, name, titles.get(name, "Entropy")) for name in names]
-    if "teacher_entropy" in runs[0].curves and "student_entropy" in names:
+    titles = {
+        "fkl": "FKL", "rkl": "RKL", "jsd": "JSD", "tvd": "TVD", "top1_agreement": "Top-1 agreement",
+        "student_entropy": "Entropy",
+    }  # fmt: skip
+    panels = [_panel(runs, name, title) for name, title in titles.items() if name in runs[0].curves]
+    if {"teacher_entropy", "student_entropy"} <= set(runs[0].curves):
         panels[-1] = replace(panels[-1], levels=(("teacher", float(runs[0].curves["teacher_entropy"].mean())),))
     if not panels:
         return None
-    return Picture("divergences", f"What each loss does to the others: {_seeds(runs)}", tuple(panels), columns=3)
+    return Picture("divergences", f"What each loss does to the others: {_seeds(runs)}", panels, columns=3)
 
 
 def _seeds(runs: Sequence[Run]) -> str:

@@ -11,55 +11,47 @@ from typing import Literal
 class Curve:
     """Points of one name. `look`: its colour, style and marker, the same for a name in every panel; -1 is plain ink.
 
-    kind: joined by a line, alone as points, or as stairs. band: (low, high) drawn as a pale area around a line.
-    faint: one of many behind their mean. An empty label stays out of the key.
+    kind: joined by a line, or alone. band: (low, high), a pale area around a line. An empty label stays out of the key.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     look: int = -1
-    kind: Literal["line", "points", "stairs"] = "line"
+    kind: Literal["line", "points"] = "line"
     band: tuple[Sequence[float], Sequence[float]] | None = None
-    faint: bool = False
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Values over points of a plane (a grid or a triangle, in any order), as colours with a bar.
+    """Values over distributions of three classes, in any order, as colours with a bar; x, y: see `on_simplex`.
 
-    label: what the colours mean, with its unit. arrows: (x, y, dx, dy), drawn on top; their lengths are kept to scale.
+    label: what the colours mean, with its unit. limits: the bar's ends. arrows: (x, y, dx, dy), drawn on top to scale.
     """
 
     x: Sequence[float]
     y: Sequence[float]
     values: Sequence[float]
     label: str
-    log: bool = False
-    limits: tuple[float, float] | None = None
+    limits: tuple[float, float]
     arrows: Sequence[tuple[float, float, float, float]] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. levels and marks: named horizontal and vertical lines; notes: words at points of the plane.
-
-    simplex: the corners' names of a triangle with unit sides, drawn instead of axes (see `on_simplex`).
-    """
+    """One pair of axes, or the triangle of a surface. levels and marks: named horizontal and vertical lines."""
 
     title: str
     x_label: str = ""
     y_label: str = ""
-    curves: tuple[Curve, ...] = ()
+    curves: Sequence[Curve] = ()
     surface: Surface | None = None
     log_x: bool = False
     log_y: bool = False
     x_limits: tuple[float, float] | None = None
     y_limits: tuple[float, float] | None = None
-    levels: tuple[tuple[str, float], ...] = ()
-    marks: tuple[tuple[str, float], ...] = ()
-    notes: tuple[tuple[str, float, float], ...] = ()
-    simplex: tuple[str, str, str] | None = None
+    levels: Sequence[tuple[str, float]] = ()
+    marks: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Picture:
 
     name: str
     title: str
-    panels: tuple[Panel, ...]
+    panels: Sequence[Panel]
     columns: int = 2
 
 
@@ -77,8 +69,12 @@ class Animation:
     """Frames of one layout, shown one after the other; the last one stays for two seconds."""
 
     name: str
-    frames: tuple[Picture, ...]
-    frames_per_s: float = 8
+    frames: Sequence[Picture]
+
+
+def log_limits(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a logarithmic axis: those of the values with room beyond."""
+    return min(values) / 1.5, max(values) * 1.5
 
 
 def on_simplex(first: float, second: float, third: float) -> tuple[float, float]:

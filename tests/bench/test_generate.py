@@ -43,7 +43,7 @@ def test_every_contestant_writes_the_lengths_asked_for(temperature: float) -> No
 
 
 def test_a_text_of_another_length_than_asked_for_is_an_error(task: Task) -> None:
-    work = generate.start(lambda task, _: [length + 1 for length in task.lengths], 2, task)
+    work = generate.Writing(lambda task, _: [length + 1 for length in task.lengths], 2, task)
     with pytest.raises(RuntimeError, match="texts of other lengths than asked for"):
         work()
 

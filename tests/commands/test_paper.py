@@ -96,24 +96,34 @@ def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_dry_run_of_gpt2_goes_through_ten_steps_evaluation_and_comparison(
-    dry: list[str], run_here: Kdrun, tmp_path: Path
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("experiment=paper/gpt2 experiment/paper/row=sft,akl", ["sft", "akl"]),
+        ("experiment=paper/llama experiment/paper/row=akl", ["akl"]),
+        ("experiment=paper/abkd loss=ab", ["abkd-ab"]),
+        ("experiment=paper/abkd_llama loss=ab", ["abkd-ab"]),
+    ],
+)
+def test_a_dry_run_goes_through_ten_steps_evaluation_and_comparison(
+    words: str, names: list[str], dry: list[str], run_here: Kdrun, tmp_path: Path
 ) -> None:
     from kdrun.commands.compare import compare
 
-    done = run_here(
-        "sweep", "experiment=paper/gpt2", *dry, "experiment/paper/row=sft,akl", "hydra.sweep.dir=outputs/table",
-    )  # fmt: skip
-    assert "akl (random weights)" in done.stdout and "teacher (random weights)" in done.stdout
-    for cell, name in enumerate(["sft", "akl"]):
-        record = read_json(tmp_path / "outputs" / "table" / str(cell) / "run.json")
+    table = tmp_path / "outputs" / "table"
+    suites = "eval.suites=[dolly,sni,unni]"
+    done = run_here("sweep", *words.split(), *dry, suites, f"hydra.sweep.dir={table}")
+    assert all(f"{name} (random weights)" in done.stdout for name in [*names, "teacher"])
+    for cell, name in enumerate(names):
+        record = read_json(table / str(cell) / "run.json")
         assert (record["name"], record["random_init"], record["status"]) == (name, True, "done")
-        summary = read_json(tmp_path / "outputs" / "table" / str(cell) / "summary.json")
+        summary = read_json(table / str(cell) / "summary.json")
         assert summary["steps"] == 10
         assert {f"eval/{suite}/sample/rouge_l" for suite in ("dolly", "sni", "unni")} <= summary.keys()
-    compare([tmp_path / "outputs" / "table"], baselines=["sft"], csv=tmp_path / "table.csv")
+    compare([table], baselines=[names[0]], csv=tmp_path / "table.csv")
     header, first, *_ = (tmp_path / "table.csv").read_text().splitlines()
     assert dict(zip(header.split(","), first.split(","), strict=True))["pair.random_init"] == "True"
+    shutil.rmtree(tmp_path / "outputs")  # gigabytes
 
 
 def test_random_weights_serve_a_fine_tuned_teacher_a_resumed_run_and_an_evaluation(

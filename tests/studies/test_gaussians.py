@@ -13,7 +13,7 @@ from kdrun.compose import compose_cells
 from kdrun.config.study import GaussiansStudy
 from kdrun.losses import make_loss
 from kdrun.studies.findings import Findings
-from kdrun.studies.gaussians.claims import End, Separation, covering_claims, turning_distance
+from kdrun.studies.gaussians.claims import End, Separation, covering_claim, turning_distance
 from kdrun.studies.gaussians.fits import SPACING, density_V, fit_gaussians, log_density_NV, points_V, stillness
 from kdrun.studies.gaussians.study import reverse_kl_by_distance, state_of, study
 from kdrun.words import read_flags
@@ -117,7 +117,7 @@ def test_states_are_named_by_the_modes_within_two_sigmas() -> None:
 def test_a_place_over_both_modes_contradicts_only_if_it_is_a_minimum_at_rest() -> None:
     end = End("RKL", 1, 0, 0.26, 2.1, 0.69, gradient=1e-9, curvature=0.2, state="both modes")
     verdicts = [
-        covering_claims([case])[0].verdict
+        covering_claim([case]).verdict
         for case in (end, replace(end, curvature=-0.1), replace(end, gradient=1e-2), replace(end, state="left mode"))
     ]
     assert verdicts == ["contradicted", "holds", "doubtful", "holds"]

@@ -10,8 +10,16 @@ from kdrun.cli import CONF
 from kdrun.compose import compose_cells
 from kdrun.studies.contenders import contenders
 from kdrun.studies.findings import Findings
-from kdrun.studies.rank.claims import faster_claim, mean_log_ratio, steps_to_tenth, turning_std
-from kdrun.studies.rank.study import draw_maps, fit_maps, row_centred_distance, study
+from kdrun.studies.rank import (
+    draw_maps,
+    faster_claim,
+    fit_maps,
+    mean_log_ratio,
+    row_centred_distance,
+    steps_to_tenth,
+    study,
+    turning_std,
+)
 from kdrun.words import read_flags
 
 

@@ -20,8 +20,8 @@ from kdrun.studies.theory.statements import (
     NEARLY_1,
     Statement,
     adaptive_gradient,
-    end_weights,
     forward_gradient,
+    forward_weights,
     gradient_in_training,
     gradients_agree,
     over_rated,
@@ -195,8 +195,8 @@ def test_over_rated_classes_are_those_whose_gradient_is_positive() -> None:
 
 def test_a_moves_from_the_top_class_to_everything() -> None:
     gap = 0.4 / 0.8  # of the top class
-    assert [float(end_weights(HAND, mu=NEARLY_0)[head]) for head in ("code", "paper")] == pytest.approx([gap, gap])
-    ends = {head: float(weight_N) for head, weight_N in end_weights(HAND, mu=NEARLY_1).items()}
+    assert [float(forward_weights(HAND, mu=NEARLY_0)[head]) for head in ("code", "paper")] == pytest.approx([gap, gap])
+    ends = {head: float(weight_N) for head, weight_N in forward_weights(HAND, mu=NEARLY_1).items()}
     # `code` leaves one of the two least classes in the tail, half of each: gaps .15 and .05
     assert ends == pytest.approx({"code": 1 - 0.1 / 0.8, "paper": 1, "pointwise": 0})
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdrun.analysis.comparison import Row
+from kdrun.analysis.examples import PROTOCOL, read_if_there
 from kdrun.analysis.seeds import Group, differing
 from kdrun.analysis.tables import Judged, Table
+from kdrun.analysis.verdicts import NOTHING_SHOWN
 from kdrun.runs.directory import RECORD
-from kdrun.runs.records import read_json
 
 MANY = 8  # values are named up to here, then counted
 FEW = 40  # verdicts: up to here their intervals are told in words too
@@ -29,25 +31,22 @@ class Config:
 
 def read_records(rows: Iterable[Row]) -> dict[Path, dict[str, Any]]:
     """Folder -> run.json; empty for a teacher that is no run directory."""
-    return {
-        row.folder: read_json(row.folder / RECORD, key=str(row.folder)) if (row.folder / RECORD).exists() else {}
-        for row in rows
-    }
+    return {row.folder: read_if_there(row.folder / RECORD) for row in rows}
 
 
 def title_of(groups: Sequence[Group]) -> str:
     """What the students differ in, as a heading."""
-    keys = differing([group for group in groups if group.role == "student"])
+    keys = differing(_students(groups))
     if not keys:
         return f"Runs of {groups[0].label}"
-    shown = keys if len(keys) <= 3 else [*keys[:2], f"{len(keys) - 2} more settings"]
-    return "Runs that differ in " + _and(shown)
+    *first, last = keys if len(keys) <= 3 else [*keys[:2], f"{len(keys) - 2} more settings"]
+    return "Runs that differ in " + (f"{', '.join(first)} and {last}" if first else last)
 
 
 def question(groups: Sequence[Group], records: Records, headings: Mapping[str, str]) -> dict[str, str]:
     """Topic -> sentence: what differs, how many runs, which models and data, how trained and evaluated."""
-    students = [group for group in groups if group.role == "student"]
-    rows = [row for group in students for row in group.rows]
+    students = _students(groups)
+    rows = _rows(students)
     told = [records[row.folder] for row in rows]
     differ = []
     for key in differing(students):
@@ -77,59 +76,50 @@ def question(groups: Sequence[Group], records: Records, headings: Mapping[str, s
 
 def answer(judged: Judged, headings: Mapping[str, str]) -> list[tuple[str, dict[str, list[str]]]]:
     """Group -> {better, worse, no difference shown, ...: the measures}, with its interval where there are few."""
+    with_intervals = len(judged) * len(headings) <= FEW
     said = []
     for group, found in judged:
-        verdicts: dict[str, list[str]] = {}
+        measures: dict[str, list[str]] = {each: [] for each in ("better", "worse", "higher", "lower", NOTHING_SHOWN)}
         for verdict in found:
-            if verdict.measure in headings:
-                interval = (
-                    f" {verdict.interval}"
-                    if verdict.said != "no difference shown" and len(judged) * len(headings) <= FEW
-                    else ""
-                )
-                verdicts.setdefault(verdict.said, []).append(headings[verdict.measure] + interval)
-        order = ("better", "worse", "higher", "lower", "no difference shown")
-        said.append((group.label, {each: verdicts[each] for each in order if each in verdicts}))
+            if heading := headings.get(verdict.measure):
+                told = with_intervals and verdict.said != NOTHING_SHOWN
+                measures[verdict.said].append(f"{heading} {verdict.interval}" if told else heading)
+        said.append((group.label, {each: those for each, those in measures.items() if those}))
     return said
 
 
 def cautions(groups: Sequence[Group], records: Records) -> list[str]:
     """What a reader must know before believing a number: runs not done, code not committed, conditions not equal."""
-    rows = [row for group in groups for row in group.rows]
+    rows, students = _rows(groups), _rows(_students(groups))
     told = {row.label: records[row.folder] for row in rows if records[row.folder]}
+    learned = {row.label: records[row.folder] for row in students}
     said = [
         f"{row.label}: {row.status}" + (f" ({str(error)[:200]})" if (error := records[row.folder].get("error")) else "")
         for row in rows
         if row.status != "done"
     ]
-    dirty = [label for label, record in told.items() if (record.get("git") or {}).get("dirty")]
-    if dirty:
+    if dirty := [label for label, record in told.items() if (record.get("git") or {}).get("dirty")]:
         said.append(f"{len(dirty)} of {_count(len(told), 'run')} with changes not committed to git: {_listed(dirty)}")
-    students = {row.label: records[row.folder] for group in groups if group.role == "student" for row in group.rows}
-    of: dict[str, tuple[Mapping[str, Any], Callable[[Any], Any]]] = {
-        "commits of the code": (told, lambda record: (record.get("git") or {}).get("commit")),
-        "sets of package versions": (told, lambda record: record.get("versions")),
-        "machines (times and memory do not compare)": (told, lambda record: record.get("hardware")),
-        "training sets": (students, lambda record: (record.get("data") or {}).get("sha256")),
-        "teachers": (students, lambda record: (record.get("teacher") or {}).get("sha256")),
+    of = {
+        "commits of the code": [(record.get("git") or {}).get("commit") for record in told.values()],
+        "sets of package versions": [record.get("versions") for record in told.values()],
+        "machines (times and memory do not compare)": [record.get("hardware") for record in told.values()],
+        "training sets": [(record.get("data") or {}).get("sha256") for record in learned.values()],
+        "teachers": [(record.get("teacher") or {}).get("sha256") for record in learned.values()],
     }
-    for what, (runs, fact) in of.items():
-        found = _distinct(value for record in runs.values() if (value := fact(record)) is not None)
+    for what, facts in of.items():
+        found = _distinct(fact for fact in facts if fact is not None)
         if len(found) > 1:
             said.append(f"{len(found)} different {what} among the runs: see Provenance")
     starts: dict[Any, set[str]] = {}
-    for row in (row for group in groups if group.role == "student" for row in group.rows):
+    for row in students:
         if start := (records[row.folder].get("student_start") or {}).get("sha256"):
             starts.setdefault(row.settings.get("seed"), set()).add(start)
     if unequal := [seed for seed, found in starts.items() if len(found) > 1]:
         said.append(f"students of seed {_listed(unequal)} did not start from equal weights")
-    resumed = [label for label, record in told.items() if record.get("attempts")]
-    if resumed:
+    if resumed := [label for label, record in told.items() if record.get("attempts")]:
         said.append(f"taken up again after an earlier attempt: {_listed(resumed)}")
-    single = [
-        group.label for group in groups if group.role == "student" and group.status == "done" and len(group.rows) < 2
-    ]
-    if single:
+    if single := [g.label for g in _students(groups) if g.status == "done" and len(g.rows) < 2]:
         said.append(f"one seed, so no noise of training is known: {_listed(single)}")
     return said
 
@@ -153,19 +143,12 @@ def provenance(rows: Sequence[Row], records: Records) -> tuple[dict[str, list[st
         "machine": _distinct(_machine(r.get("hardware", {})) for r in told),
     }
     header = ["run", "status", "started", "took s", "code", "folder", "command"]
-    lines = [
-        [
-            row.label,
-            row.status,
-            str(record.get("started") or ""),
-            record.get("duration_s"),
-            _code(record),
-            str(row.folder),
-            shlex.join(["kdrun", str(record["command"]), *map(str, record["overrides"])]) if record else "",
-        ]
-        for row in rows
-        for record in [records[row.folder]]
-    ]
+    lines: list[list[Any]] = []
+    for row in rows:
+        record = records[row.folder]
+        command = shlex.join(["kdrun", str(record["command"]), *map(str, record["overrides"])]) if record else ""
+        started, took_s = str(record.get("started") or ""), record.get("duration_s")
+        lines.append([row.label, row.status, started, took_s, _code(record), str(row.folder), command])
     return {name: [str(value) for value in values] for name, values in facts.items()}, Table(header, lines)
 
 
@@ -198,45 +181,43 @@ def _models(records: Sequence[Mapping[str, Any]], which: str) -> str:
             f"{facts['parameters']:,} parameters" if "parameters" in facts else "",
             "cached" if facts.get("source") == "cached" else "",
         ]
-        said.append(", ".join(part for part in parts if part))
+        said.append(_joined(parts))
     return _listed(_distinct(each for each in said if each), "; ")
 
 
 def _data(row: Row, record: Mapping[str, Any]) -> str:
     facts = record.get("data") or {}
     name = " ".join(str(row.settings[key]) for key in ("data.name", "data.path") if row.settings.get(key))
-    numbers = [
-        f"{facts[key]:,} {key.replace('_', ' ')}" for key in ("rows", "scored_tokens", "valid_rows") if key in facts
-    ]
-    return ", ".join(part for part in [name, *numbers] if part)
+    keys = [key for key in ("rows", "scored_tokens", "valid_rows") if key in facts]
+    return _joined([name, *(f"{facts[key]:,} {key.replace('_', ' ')}" for key in keys)])
 
 
 def _training(row: Row) -> str:
     steps, batch = row.metrics.get("steps"), row.settings.get("train.batch_size")
-    parts = [
-        f"{_count(int(steps), 'step')} of {batch} rows" if steps and batch else "",
-        f"{row.settings.get('train.schedule', '')} learning rate {row.settings['train.lr']}".strip()
-        if "train.lr" in row.settings
-        else "",
-        str(row.settings.get("train.precision", "")),
-    ]
-    return ", ".join(part for part in parts if part)
+    parts = [f"{_count(int(steps), 'step')} of {batch} rows" if steps and batch else ""]
+    if "train.lr" in row.settings:
+        parts.append(f"{row.settings.get('train.schedule', '')} learning rate {row.settings['train.lr']}".strip())
+    return _joined([*parts, str(row.settings.get("train.precision", ""))])
 
 
 def _evaluation(row: Row, name: str) -> str:
-    path = row.evaluations[name] / "protocol.json"
-    settings = read_json(path, key=str(path)).get("settings", {}) if path.exists() else {}
-    count = row.metrics.get(f"{name}/num_examples")
-    parts = [f"{count:.0f} examples" if count else "", f"{settings['split']} split" if "split" in settings else ""]
-    if settings.get("greedy"):
-        parts.append("greedy")
-    if settings.get("seeds"):
-        parts.append(
-            f"{_count(len(settings['seeds']), 'sample')} an example at temperature {settings.get('temperature')}"
-        )
-    if "max_new_tokens" in settings:
-        parts.append(f"at most {settings['max_new_tokens']} new tokens")
-    return ", ".join(part for part in parts if part)
+    settings = read_if_there(row.evaluations[name] / PROTOCOL).get("settings", {})
+    count, samples = row.metrics.get(f"{name}/num_examples"), len(settings.get("seeds") or ())
+    return _joined([
+        f"{count:.0f} examples" if count else "",
+        f"{settings['split']} split" if "split" in settings else "",
+        "greedy" if settings.get("greedy") else "",
+        f"{_count(samples, 'sample')} an example at temperature {settings.get('temperature')}" if samples else "",
+        f"at most {settings['max_new_tokens']} new tokens" if "max_new_tokens" in settings else "",
+    ])  # fmt: skip
+
+
+def _students(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if group.role == "student"]
+
+
+def _rows(groups: Sequence[Group]) -> list[Row]:
+    return [row for group in groups for row in group.rows]
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -248,8 +229,8 @@ def _listed(values: Sequence[Any], between: str = ", ") -> str:
     return between.join(shown) + (f" and {len(values) - MANY} more" if len(values) > MANY else "")
 
 
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def _joined(parts: Iterable[str]) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _count(number: int, noun: str) -> str:
@@ -257,6 +238,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)
+    return json.dumps(value) if isinstance(value, bool) or value is None else str(value)

@@ -69,9 +69,8 @@ def side_by_side(groups: Sequence[Group]) -> Generations | None:
     shown = {label for _, label, _ in members}
     first = lines[members[0][2]]
     examples = []
-    for index, why in _chosen(
-        len(first), [[line[decoding].get("rouge_l", 0.0) for line in lines[f]] for _, _, f in members]
-    ):
+    scores = [[line[decoding].get("rouge_l", 0.0) for line in lines[folder]] for _, _, folder in members]
+    for index, why in _chosen(len(first), scores):
         texts: dict[str, list[Text]] = {}
         for group, label, folder in members:
             scored = lines[folder][index][decoding]

@@ -14,7 +14,6 @@ from kdrun.analysis.report.generations import side_by_side
 from kdrun.analysis.seeds import Group
 from kdrun.analysis.tables import (
     Judged,
-    Spread,
     Table,
     cost_table,
     main_headings,
@@ -86,12 +85,11 @@ def write_report(findings: Findings, path: Path, figures: Path, *, title: str | 
         # What is written by us, not by a run, and is markup already.
         svg=lambda plot: Markup(as_svg(plot)),
         sample=lambda number, place: Markup(key_sample(number, prefix=place)),
-        numeric=_numeric,
         **drawn,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
-    _write_files(findings, tables, [*_flat(list(drawn.values()))], figures)
+    _write_files(findings, tables, _flat(drawn), figures)
     return tables
 
 
@@ -112,8 +110,3 @@ def _flat(found: Any) -> list[Plot]:
     if isinstance(found, Plot):
         return [found]
     return [plot for each in (found.values() if isinstance(found, dict) else found) for plot in _flat(each)]
-
-
-def _numeric(table: Table, column: int) -> bool:
-    """Whether a column holds numbers, to be set flush right."""
-    return any(isinstance(line[column], int | float | Spread) for line in table.lines)

@@ -41,14 +41,11 @@ def curve_plots(groups: Sequence[Group], look: Looks) -> tuple[list[Plot], list[
     """The main curves, and those of every other metric that the runs logged; seeds thin, their mean bold."""
     curves = {group.label: [read_curves(row.folder) for row in group.rows] for group in groups if group.label in look}
     present = dict.fromkeys(name for runs in curves.values() for run in runs for name in run)
-    main = [name if name in present else name.replace("valid/", "train/") for name in CURVES]
+    main = {name if name in present else name.replace("valid/", "train/"): titled for name, titled in CURVES.items()}
     rest = [name for name in present if name not in main and name.split("/")[-1] not in DULL]
-    titles = {name: CURVES[original] for name, original in zip(main, CURVES, strict=True)}
-    found = [
-        [plot for name in names if (plot := _curve(name, titles.get(name, (name, "", False)), curves, look))]
-        for names in (main, rest)
-    ]
-    return found[0], found[1]
+    drawn = [_curve(name, titled, curves, look) for name, titled in main.items()]
+    more = [_curve(name, (name, "", False), curves, look) for name in rest]
+    return [plot for plot in drawn if plot], [plot for plot in more if plot]
 
 
 def _curve(
@@ -122,12 +119,10 @@ def _against(
             series.append(Series(label, i, x, y, y_error=errors if any(sd is not None for sd in sds) else None))
     if not series:
         return None
-    ends = [
-        (y - below, y + above)
-        for one in series
-        for y, (below, above) in zip(one.y, one.y_error or [(0.0, 0.0)] * len(one.y), strict=True)
-    ]
-    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    low, high = float("inf"), float("-inf")
+    for one in series:
+        for value, (below, above) in zip(one.y, one.y_error or [(0.0, 0.0)] * len(one.y), strict=True):
+            low, high = min(low, value - below), max(high, value + above)
     reach = NEAR * (high - low)
     levels = [(group.label, mean) for group in without if (mean := group.mean(metric)) is not None]
     near = [level for level in levels if low - reach <= level[1] <= high + reach]

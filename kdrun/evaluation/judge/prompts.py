@@ -43,20 +43,9 @@ def instruction_of(instruction: str, context: str) -> str:
     return f"{instruction}\n\n{context}" if context else instruction
 
 
-def quality_prompt(instruction: str, response: str) -> str:
-    """Asks for a score of one response."""
-    return QUALITY.format(instruction=instruction, response=response)
-
-
-def diversity_prompt(instruction: str, responses: Sequence[str]) -> str:
-    """Asks for one score of several samples of the same prompt."""
-    numbered = (f"<response_{i}>\n{text}\n</response_{i}>" for i, text in enumerate(responses, start=1))
-    return DIVERSITY.format(instruction=instruction, responses="\n\n".join(numbered))
-
-
-def pairwise_prompt(instruction: str, first: str, second: str) -> str:
-    """Asks which of two responses is better; A is the first."""
-    return PAIRWISE.format(instruction=instruction, first=first, second=second)
+def numbered(responses: Sequence[str]) -> str:
+    """Several samples of one prompt, each between tags of its own."""
+    return "\n\n".join(f"<response_{i}>\n{text}\n</response_{i}>" for i, text in enumerate(responses, start=1))
 
 
 def prompt_hash(task: str) -> str:

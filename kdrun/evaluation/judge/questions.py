@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdrun.errors import UserError
-from kdrun.evaluation.judge.prompts import diversity_prompt, instruction_of, pairwise_prompt, quality_prompt
+from kdrun.evaluation.judge.prompts import DIVERSITY, PAIRWISE, QUALITY, instruction_of, numbered
 from kdrun.evaluation.judge.subjects import Example, samples_of, text_of
 
 REFERENCES = "references"  # against the human text, not a run
@@ -65,14 +65,16 @@ def judged_set(
         row, text = rows[i], texts[position]
         instruction = instruction_of(row["instruction"], row.get("input") or "")
         if "quality" in scores:
-            questions.append(Question("quality", i, None, quality_prompt(instruction, text)))
+            questions.append(Question("quality", i, None, QUALITY.format(instruction=instruction, response=text)))
         if "diversity" in scores:
-            samples = samples_of(row, folder=folder)
-            questions.append(Question("diversity", i, None, diversity_prompt(instruction, samples)))
+            samples = numbered(samples_of(row, folder=folder))
+            prompt = DIVERSITY.format(instruction=instruction, responses=samples)
+            questions.append(Question("diversity", i, None, prompt))
         if others:
             other = others[position]
-            questions.append(Question("pairwise", i, "AB", pairwise_prompt(instruction, text, other)))
-            questions.append(Question("pairwise", i, "BA", pairwise_prompt(instruction, other, text)))
+            for order, first, second in (("AB", text, other), ("BA", other, text)):
+                prompt = PAIRWISE.format(instruction=instruction, first=first, second=second)
+                questions.append(Question("pairwise", i, order, prompt))
     return JudgedSet(folder, suite, indices, questions, texts, others)
 
 

@@ -1,4 +1,7 @@
-"""What is judged: the evaluation folders of runs, their texts, and that they answer the same prompts."""
+"""What is judged: the evaluation folders of runs, their texts, and that they answer the same prompts.
+
+What is missing, or is something else, raises a UserError that names it and what there is.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,6 @@ def evaluation_folders(folder: Path, *, name: str | None, key: str) -> dict[str,
     Args:
         folder: an evaluation folder, or a run directory with some in eval/.
         name: which of a run's evaluations; None: the newest.
-
-    Raises:
-        UserError: naming `key`, when there is none.
     """
     if not folder.is_dir():
         raise UserError(f"{key}={folder}: no such folder")
@@ -49,11 +49,7 @@ def _written(folder: Path) -> int:
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """The examples of an evaluation, as it wrote them.
-
-    Raises:
-        UserError: when the file does not hold any, or holds something else.
-    """
+    """The examples of an evaluation, as it wrote them."""
     path = folder / EXAMPLES
     rows = json_objects(path)
     if not rows or not all(isinstance(row.get("instruction"), str) for row in rows):
@@ -62,11 +58,7 @@ def read_examples(folder: Path) -> list[Example]:
 
 
 def text_of(row: Example, decoding: str, *, folder: Path) -> str:
-    """The text of one decoding (greedy, seed10, ...).
-
-    Raises:
-        UserError: naming the decodings that there are.
-    """
+    """The text of one decoding (greedy, seed10, ...)."""
     try:
         return str(row[decoding]["text"])
     except (KeyError, TypeError):
@@ -80,11 +72,7 @@ def decodings_of(row: Example) -> list[str]:
 
 
 def samples_of(row: Example, *, folder: Path) -> list[str]:
-    """The texts of every seed.
-
-    Raises:
-        UserError: when there are fewer than two, which have no diversity.
-    """
+    """The texts of every seed: at least two, for one has no diversity."""
     names = [name for name in decodings_of(row) if name.startswith("seed")]
     if len(names) < 2:
         raise UserError(
@@ -95,11 +83,7 @@ def samples_of(row: Example, *, folder: Path) -> list[str]:
 
 
 def check_same_prompts(examples: dict[Path, list[Example]]) -> None:
-    """Check that evaluations answer the same prompts in the same order, so that their scores can be compared.
-
-    Raises:
-        UserError: naming the first difference.
-    """
+    """Check that evaluations answer the same prompts in the same order, so that their scores can be compared."""
     (first, rows), *others = examples.items()
     for folder, other in others:
         if len(rows) != len(other):

@@ -27,9 +27,8 @@ def outcome(first: str, second: str) -> str:
         first: the choice when the judged text stands first (order AB).
         second: the choice when it stands second (order BA).
     """
-    meaning = {"A": "win", "B": "loss", "tie": "tie"}, {"A": "loss", "B": "win", "tie": "tie"}
-    one, two = meaning[0][first], meaning[1][second]
-    return one if one == two else "inconsistent"
+    agreed = {("A", "B"): "win", ("B", "A"): "loss", ("tie", "tie"): "tie"}
+    return agreed.get((first, second), "inconsistent")
 
 
 def tally(judged: JudgedSet, answers: Mapping[Question, str | None]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

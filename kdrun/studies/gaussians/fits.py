@@ -28,6 +28,10 @@ class Path:
     shares_SNK: Tensor
     tvd_SN: Tensor
 
+    def gaussian(self, row: int) -> tuple[float, float]:
+        """Mean and sigma of a fit's first component, at its end."""
+        return float(self.means_SNK[-1, row, 0]), float(self.sigmas_SNK[-1, row, 0])
+
     def density_V(self, step: int, row: int) -> Tensor:
         """The density of one fit after so many updates, per unit of length."""
         chosen = (x[step, row][None] for x in (self.means_SNK, self.sigmas_SNK, self.shares_SNK))
@@ -35,9 +39,8 @@ class Path:
 
     def steps_below(self, distance: float) -> list[float]:
         """Updates until the total variation is first below `distance`, a fit each; inf where it never is."""
-        below_SN = self.tvd_SN < distance
-        steps_N = below_SN.to(torch.uint8).argmax(0).double()
-        return torch.where(below_SN.any(0), steps_N, torch.inf).tolist()
+        steps_S1 = torch.arange(len(self.tvd_SN), dtype=torch.float64)[:, None]
+        return torch.where(self.tvd_SN < distance, steps_S1, torch.inf).amin(0).tolist()
 
 
 def points_V() -> Tensor:
@@ -92,7 +95,7 @@ def fit_gaussians(
 def nats(loss: Loss, path: Path, teacher_logits_NV: Tensor) -> list[float]:
     """The loss of every fit at its end."""
     ends = log_density_NV(path.means_SNK[-1], path.sigmas_SNK[-1], path.shares_SNK[-1])
-    return [float(value) for value in loss(ends, teacher_logits_NV)]
+    return loss(ends, teacher_logits_NV).tolist()
 
 
 def stillness(loss: Loss, mean: float, sigma: float, teacher_logits_V: Tensor) -> tuple[float, float]:

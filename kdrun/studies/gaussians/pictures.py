@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Literal
 
 from torch import Tensor
 
@@ -40,12 +42,10 @@ class Fits:
 
 def densities_picture(fits: Fits, rows: Sequence[int]) -> Picture:
     """Where one Gaussian ends, a panel a start."""
-    panels = [
-        _densities(
-            fits, f"Started at mean {fits.grid[row][1]:g}, sigma {fits.grid[row][0]:g}", paths=fits.singles, row=row
-        )
-        for row in rows
-    ]
+    panels = []
+    for row in rows:
+        sigma, mean = fits.grid[row]
+        panels.append(_densities(fits, f"Started at mean {mean:g}, sigma {sigma:g}", paths=fits.singles, row=row))
     title = "One Gaussian fitted to two: where it ends, from a start for each end of reverse KL"
     return Picture("one_gaussian", title, _same_height(panels), columns=3)
 
@@ -56,7 +56,7 @@ def steps_picture(fits: Fits) -> Picture:
     mean, half_gap = fits.grid[fits.one][1], fits.gaps[fits.two][1]
     title = f"The fit step by step: one Gaussian from mean {mean:g}, two from +-{half_gap:g}"
     one, two = _columns(fits, steps, ("One Gaussian, {} steps", "Two Gaussians, {} steps"))
-    return Picture("steps", title, (*one, *two), columns=4)
+    return Picture("steps", title, [*one, *two], columns=4)
 
 
 def fit_animation(fits: Fits) -> Animation:
@@ -67,100 +67,79 @@ def fit_animation(fits: Fits) -> Animation:
         Picture(f"fit-{step}", f"Fitted to two modes: {step} steps", panels)
         for step, panels in zip(steps, zip(*_columns(fits, steps, words), strict=True), strict=True)
     ]
-    return Animation("fit", tuple(frames))
+    return Animation("fit", frames)
 
 
 def starts_picture(named: Sequence[Contender], ends: Sequence[End]) -> Picture:
     """The end's mean and its loss against the start's mean, a column for each sigma of the starts."""
-    sigmas = sorted({end.start_sigma for end in ends})
     panels = []
-    for what in ("mean", "nats"):
+    for what, y_label in (("mean", "mean at the end"), ("nats", "loss at the end (nats)")):
         values = [getattr(end, what) for end in ends]
         margin = 0.08 * (max(values) - min(values)) + 1e-3
-        for sigma in sigmas:
-            curves = []
-            for contender in named:
-                rows = [end for end in ends if (end.loss, end.start_sigma) == (contender.label, sigma)]
-                rows.sort(key=lambda end: end.start_mean)
-                curves.append(
-                    _curve(contender, [r.start_mean for r in rows], [getattr(r, what) for r in rows], "points")
-                )
-            panels.append(
-                Panel(
-                    f"Starts of sigma {sigma:g}",
-                    "mean at the start",
-                    "mean at the end" if what == "mean" else "loss at the end (nats)",
-                    tuple(curves),
-                    y_limits=(min(values) - margin, max(values) + margin),
-                )
-            )
-    return Picture("starts", "Where one Gaussian ends, against where it starts", tuple(panels), columns=len(sigmas))
+        limits = (min(values) - margin, max(values) + margin)
+        columns = _against_starts(named, ends, "start_mean", what, kind="points")
+        panels += [
+            Panel(title, "mean at the start", y_label, curves, y_limits=limits) for title, curves in columns.items()
+        ]
+    return Picture("starts", "Where one Gaussian ends, against where it starts", panels, columns=len(columns))
 
 
 def distance_picture(separations: Sequence[Separation], distance: float) -> Picture:
     """Reverse KL over both modes and on one, and the curvature of the former, against the distance of the modes."""
     at = [each.distance for each in separations]
     apart = [each for each in separations if each.two_places]
-    here = (("this teacher", distance),)
-    values = Panel(
-        "Its value at its two places of rest",
-        "distance of the modes (their sigmas)",
-        "reverse KL (nats)",
-        (
-            Curve("resting over both modes", at, [each.nats_over_both for each in separations], look=0),
-            Curve("resting on one mode", [e.distance for e in apart], [e.nats_on_mode for e in apart], look=1),
-        ),
-        marks=here,
+    curvatures = [each.curvature_over_both for each in separations]
+    over, on = "resting over both modes", "resting on one mode"
+    x_label, here = "distance of the modes (their sigmas)", [("this teacher", distance)]
+    values = (
+        Curve(over, at, [each.nats_over_both for each in separations], look=0),
+        Curve(on, [each.distance for each in apart], [each.nats_on_mode for each in apart], look=1),
     )
-    curvature = Panel(
-        "Its curvature over both modes",
-        "distance of the modes (their sigmas)",
-        "least eigenvalue (nats)",
-        (Curve("resting over both modes", at, [each.curvature_over_both for each in separations], look=0),),
-        y_limits=(
-            min(0.0, *(1.1 * each.curvature_over_both for each in separations)),
-            max(1.1 * each.curvature_over_both for each in separations),
+    panels = (
+        Panel("Its value at its two places of rest", x_label, "reverse KL (nats)", values, marks=here),
+        Panel(
+            "Its curvature over both modes", x_label, "least eigenvalue (nats)", [Curve(over, at, curvatures, look=0)],
+            y_limits=(min(0.0, 1.1 * min(curvatures)), 1.1 * max(curvatures)), levels=[("no minimum below", 0.0)],
+            marks=here,
         ),
-        levels=(("no minimum below", 0.0),),
-        marks=here,
-    )
-    return Picture("distance", "Where reverse KL lets one Gaussian rest", (values, curvature))
+    )  # fmt: skip
+    return Picture("distance", "Where reverse KL lets one Gaussian rest", panels)
 
 
 def pairs_picture(named: Sequence[Contender], pairs: Sequence[Pair], near: float) -> Picture:
     """Steps until two Gaussians fit, against how far apart they start, a panel for each sigma of the starts."""
-    reached = [pair.steps for pair in pairs if pair.steps < float("inf")]
+    reached = [pair.steps for pair in pairs if isfinite(pair.steps)]
     limits = (0.8 * max(min(reached, default=1), 1), 1.25 * max(reached, default=10))
-    panels = []
-    for sigma in sorted({pair.start_sigma for pair in pairs}):
-        curves = []
+    x_label, y_label = "half gap of the means at the start", f"steps until TV < {near:g}"
+    panels = [
+        Panel(title, x_label, y_label, curves, log_y=True, y_limits=limits)
+        for title, curves in _against_starts(named, pairs, "start_half_gap", "steps").items()
+    ]
+    title = "Two Gaussians fitted to two: how long each loss takes, against the start"
+    return Picture("two_gaussians", title, panels, columns=3)
+
+
+def _against_starts(
+    named: Sequence[Contender],
+    rows: Sequence[End | Pair],
+    place: str,
+    value: str,
+    *,
+    kind: Literal["line", "points"] = "line",
+) -> dict[str, list[Curve]]:
+    """title -> curves of a field against the starts' place, a title for each sigma; values without end are left out."""
+    found: dict[str, list[Curve]] = {}
+    for sigma in sorted({row.start_sigma for row in rows}):
         for contender in named:
-            rows = [pair for pair in pairs if (pair.loss, pair.start_sigma) == (contender.label, sigma)]
-            rows = sorted((pair for pair in rows if pair.steps < float("inf")), key=lambda pair: pair.start_half_gap)
-            curves.append(_curve(contender, [pair.start_half_gap for pair in rows], [pair.steps for pair in rows]))
-        panels.append(
-            Panel(
-                f"Starts of sigma {sigma:g}",
-                "half gap of the means at the start",
-                f"steps until TV < {near:g}",
-                tuple(curves),
-                log_y=True,
-                y_limits=limits,
-            )
-        )
-    return Picture(
-        "two_gaussians",
-        "Two Gaussians fitted to two: how long each loss takes, against the start",
-        tuple(panels),
-        columns=3,
-    )
+            own = [row for row in rows if (row.loss, row.start_sigma) == (contender.label, sigma)]
+            own = [row for row in own if isfinite(getattr(row, value))]
+            x, y = ([getattr(row, key) for row in own] for key in (place, value))
+            curve = Curve(contender.label, x, y, contender.look, kind)
+            found.setdefault(f"Starts of sigma {sigma:g}", []).append(curve)
+    return found
 
 
-def _curve(contender: Contender, x: Sequence[float], y: Sequence[float], kind: str = "line") -> Curve:
-    return Curve(contender.label, x, y, contender.look, kind="points" if kind == "points" else "line")
-
-
-def _columns(fits: Fits, steps: Sequence[int], titles: tuple[str, str]) -> list[tuple[Panel, ...]]:
+def _columns(fits: Fits, steps: Sequence[int], titles: tuple[str, str]) -> list[list[Panel]]:
     return [
         _same_height([_densities(fits, title.format(step), paths=paths, row=row, step=step) for step in steps])
         for title, paths, row in zip(titles, (fits.singles, fits.couples), (fits.one, fits.two), strict=True)
@@ -170,11 +149,11 @@ def _columns(fits: Fits, steps: Sequence[int], titles: tuple[str, str]) -> list[
 def _densities(fits: Fits, title: str, *, paths: Mapping[str, Path], row: int, step: int = -1) -> Panel:
     x = points_V().tolist()
     curves = [Curve("teacher", x, density_V(fits.teacher_V).tolist())]
-    curves += [_curve(each, x, paths[each.label].density_V(step, row).tolist()) for each in fits.named]
-    return Panel(title, "x", "density (1 / unit of x)", tuple(curves), x_limits=(-REACH, REACH))
+    curves += [Curve(each.label, x, paths[each.label].density_V(step, row).tolist(), each.look) for each in fits.named]
+    return Panel(title, "x", "density (1 / unit of x)", curves, x_limits=(-REACH, REACH))
 
 
-def _same_height(panels: Sequence[Panel]) -> tuple[Panel, ...]:
+def _same_height(panels: Sequence[Panel]) -> list[Panel]:
     """The panels with one scale of densities, so that eyes can compare them."""
     top = 1.05 * max(max(curve.y) for panel in panels for curve in panel.curves)
-    return tuple(replace(panel, y_limits=(0, top)) for panel in panels)
+    return [replace(panel, y_limits=(0, top)) for panel in panels]

@@ -6,8 +6,10 @@ the divergence. Shapes: N tokens, V classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -15,9 +17,9 @@ from torch import Tensor
 from kdrun.losses import Loss, divergence_diagnostics, make_loss
 from kdrun.losses.interface import log_softmax
 from kdrun.losses.matched import MatchedGradient
-from kdrun.studies.findings import Claim, Table, holds
+from kdrun.studies.findings import Claim, Table, holds, rows_with
 from kdrun.studies.fit import fit
-from kdrun.studies.losses.pairs import noisy_pairs
+from kdrun.studies.losses.pairs import Pair, noisy_pairs
 from kdrun.studies.pictures import Curve, Panel, Picture
 
 NUM_TOKENS, NUM_CLASSES = 8, 200
@@ -39,20 +41,11 @@ class Setting:
     kd_ratio: float = 1.0
 
 
-def settings() -> list[Setting]:
-    """SGD, Adam, and Adam beside cross-entropy."""
-
-    def sgd(params: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(params, lr=SGD_LR)
-
-    def adam(params: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(params, lr=ADAM_LR)
-
-    return [
-        Setting("sgd", f"SGD, learning rate {SGD_LR:g}", sgd),
-        Setting("adam", f"Adam, learning rate {ADAM_LR:g}", adam),
-        Setting("adam-and-data", f"Adam at kd_ratio {KD_RATIO:g}", adam, KD_RATIO),
-    ]
+SETTINGS = (
+    Setting("sgd", f"SGD, learning rate {SGD_LR:g}", partial(torch.optim.SGD, lr=SGD_LR)),
+    Setting("adam", f"Adam, learning rate {ADAM_LR:g}", partial(torch.optim.Adam, lr=ADAM_LR)),
+    Setting("adam-and-data", f"Adam at kd_ratio {KD_RATIO:g}", partial(torch.optim.Adam, lr=ADAM_LR), KD_RATIO),
+)
 
 
 class Weighed(Loss):
@@ -76,7 +69,7 @@ class Weighed(Loss):
 
 def num_fits(betas: Sequence[float]) -> int:
     """How often `distances_left` calls `advance`."""
-    return len(settings()) * len(betas) * len(KINDS)
+    return len(SETTINGS) * len(betas) * len(KINDS)
 
 
 def distances_left(betas: Sequence[float], *, noise_std: float, seed: int, advance: Callable[..., None]) -> Table:
@@ -85,23 +78,15 @@ def distances_left(betas: Sequence[float], *, noise_std: float, seed: int, advan
     p_NV = log_softmax(pair[1]).exp()
     target_N = torch.multinomial(p_NV, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
     rows = []
-    for setting in settings():
-        for beta in betas:
-            for kind in KINDS:
-                ended = _trained(setting, kind, beta, pair, target_N)
-                rows.append(
-                    {
-                        "setting": setting.key, "beta": beta, "kind": kind,
-                        **{name: float(ended[name].mean()) for name in ("fkl", "rkl", "tvd")},
-                    }
-                )  # fmt: skip
-                advance()
+    for setting, beta, kind in product(SETTINGS, betas, KINDS):
+        ended = _trained(setting, kind, beta, pair, target_N)
+        means = {name: float(ended[name].mean()) for name in ("fkl", "rkl", "tvd")}
+        rows.append({"setting": setting.key, "beta": beta, "kind": kind, **means})
+        advance()
     return rows
 
 
-def _trained(
-    setting: Setting, kind: str, beta: float, pair: tuple[Tensor, Tensor], target_N: Tensor
-) -> dict[str, Tensor]:
+def _trained(setting: Setting, kind: str, beta: float, pair: Pair, target_N: Tensor) -> dict[str, Tensor]:
     """`divergence_diagnostics` of the student at the end."""
     logits_NV, teacher_NV = pair[0].clone().requires_grad_(), pair[1]
     divergence: Loss = make_loss("jsd", beta=beta)
@@ -113,15 +98,10 @@ def _trained(
 
         divergence.preview(run)
     factor = 1 / (beta * (1 - beta)) if kind == DIVIDED else 1.0
-    loss = Weighed(
-        divergence, weight=factor * setting.kd_ratio, data_weight=1 - setting.kd_ratio, target_N=target_N
-    )  # fmt: skip
-    seen: list[Tensor] = []
-    fit(
-        loss, lambda: logits_NV, teacher_NV, optimizer=setting.optimizer([logits_NV]), num_steps=NUM_STEPS,
-        look=lambda step, student_NV: seen.append(student_NV.clone()) if step == NUM_STEPS else None,
-    )  # fmt: skip
-    return divergence_diagnostics(seen[-1], teacher_NV)
+    weight = factor * setting.kd_ratio
+    loss = Weighed(divergence, weight=weight, data_weight=1 - setting.kd_ratio, target_N=target_N)
+    fit(loss, lambda: logits_NV, teacher_NV, optimizer=setting.optimizer([logits_NV]), num_steps=NUM_STEPS)
+    return divergence_diagnostics(logits_NV.detach(), teacher_NV)
 
 
 def agreement(left: Sequence[float], right: Sequence[float]) -> float:
@@ -130,61 +110,53 @@ def agreement(left: Sequence[float], right: Sequence[float]) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def disguise_claims(rows: Table, *, noise_std: float) -> list[Claim]:
+def disguise_claims(rows: Table, *, noise_std: float) -> Iterator[Claim]:
     """Whether the order of the betas is the losses' own, setting by setting; whether Adam sees a constant factor."""
-    claims = []
-    for setting in settings():
+    for setting in SETTINGS:
         plain, divided, matched = (_column(rows, setting.key, kind) for kind in KINDS)
         start = f"{NUM_TOKENS} tokens of {NUM_CLASSES} classes, student off by noise of std {noise_std:g}, "
         if setting.key == "adam":
             apart = max(abs(divided[beta] / plain[beta] - 1) for beta in plain)
-            claims.append(
-                Claim(
-                    "disguise-adam",
-                    "Adam does not see a constant factor of a divergence that is the whole objective.",
-                    "Kingma and Ba, arXiv 1412.6980, Section 2.1: steps do not depend on the gradient's scale",
-                    f"{start}{NUM_STEPS} steps: JSD and JSD / (beta (1 - beta)) end with KL(teacher || student) at "
-                    f"most {apart:.1%} apart, over beta {min(plain):g} to {max(plain):g}; a factor that follows "
-                    f"forward KL's gradient step by step is felt: {_summary(plain)} becomes {_summary(matched)}",
-                    f"at most {SAME_END:.0%} apart",
-                    holds(apart <= SAME_END),
-                )
+            yield Claim(
+                "disguise-adam",
+                "Adam does not see a constant factor of a divergence that is the whole objective.",
+                "Kingma and Ba, arXiv 1412.6980, Section 2.1: steps do not depend on the gradient's scale",
+                f"{start}{NUM_STEPS} steps: JSD and JSD / (beta (1 - beta)) end with KL(teacher || student) at "
+                f"most {apart:.1%} apart, over beta {min(plain):g} to {max(plain):g}; a factor that follows "
+                f"forward KL's gradient step by step is felt: {_summary(plain)} becomes {_summary(matched)}",
+                f"at most {SAME_END:.0%} apart",
+                holds(apart <= SAME_END),
             )
             continue
         agree = agreement(list(plain.values()), list(matched.values()))
-        claims.append(
-            Claim(
-                f"disguise-{setting.key}",
-                f"With {setting.words}, a sweep of JSD over beta orders the betas by what the losses ask for.",
-                "implied by sweeps over beta at one learning rate, e.g. GKD, arXiv 2306.13649",
-                f"{start}{NUM_STEPS} steps, KL(teacher || student) left: {_summary(plain)}; gradients matched to "
-                f"forward KL's: {_summary(matched)}; Spearman's correlation of the two orders {agree:.2f}",
-                f"correlation at least {SAME_ORDER:g}",
-                holds(agree >= SAME_ORDER),
-            )
+        yield Claim(
+            f"disguise-{setting.key}",
+            f"With {setting.words}, a sweep of JSD over beta orders the betas by what the losses ask for.",
+            "implied by sweeps over beta at one learning rate, e.g. GKD, arXiv 2306.13649",
+            f"{start}{NUM_STEPS} steps, KL(teacher || student) left: {_summary(plain)}; gradients matched to "
+            f"forward KL's: {_summary(matched)}; Spearman's correlation of the two orders {agree:.2f}",
+            f"correlation at least {SAME_ORDER:g}",
+            holds(agree >= SAME_ORDER),
         )
-    return claims
 
 
 def disguise_picture(rows: Table) -> Picture:
     """KL left against beta, one panel a setting."""
     panels = []
-    for setting in settings():
-        columns = {kind: _column(rows, setting.key, kind) for kind in KINDS}
+    for setting in SETTINGS:
+        columns = [_column(rows, setting.key, kind) for kind in KINDS]
         curves = [
             Curve(kind, list(column), list(column.values()), look)
-            for look, (kind, column) in enumerate(columns.items())
+            for look, (kind, column) in enumerate(zip(KINDS, columns, strict=True))
         ]
-        panels.append(
-            Panel(setting.words, "beta of JSD", "KL(teacher || student) left (nats)", tuple(curves), log_y=True)
-        )
+        panels.append(Panel(setting.words, "beta of JSD", "KL(teacher || student) left (nats)", curves, log_y=True))
     title = f"What a sweep over beta finds after {NUM_STEPS} steps, and what the size of the gradient did"
-    return Picture("disguise", title, tuple(panels), columns=3)
+    return Picture("disguise", title, panels, columns=3)
 
 
 def _column(rows: Table, setting: str, kind: str) -> dict[float, float]:
     """beta -> KL(teacher || student) left."""
-    return {row["beta"]: row["fkl"] for row in rows if (row["setting"], row["kind"]) == (setting, kind)}
+    return {row["beta"]: row["fkl"] for row in rows_with(rows, setting=setting, kind=kind)}
 
 
 def _summary(column: dict[float, float]) -> str:

@@ -5,9 +5,7 @@ A size is the norm of the gradient in the logits over all pairs together, as in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Iterator, Mapping, Sequence
 
 from kdrun.losses import Loss, make_loss
 from kdrun.losses.ab import Ab
@@ -19,11 +17,10 @@ from kdrun.losses.srkl import Srkl
 from kdrun.losses.taid import Taid
 from kdrun.losses.tvd import Tvd
 from kdrun.studies.contenders import Contender, label_of
-from kdrun.studies.findings import Claim, Table, holds
-from kdrun.studies.losses.pairs import in_panels, noisy_pairs, step_norm, value_and_gradient
-from kdrun.studies.pictures import Curve, Panel, Picture
+from kdrun.studies.findings import Claim, Table, holds, holds_in, rows_with
+from kdrun.studies.losses.pairs import Pair, in_panels, noisy_pairs, step_norm, value_and_gradient
+from kdrun.studies.pictures import Curve, Panel, Picture, log_limits
 
-Pair = tuple[Tensor, Tensor]
 # What people sweep, by loss and parameter; all over the same values in (0, 1).
 SWEEPS = (
     ("akl", "mu"), ("fkl_rkl", "weight"), ("jsd", "beta"), ("skl", "alpha"), ("srkl", "alpha"), ("alpha", "alpha"),
@@ -68,14 +65,17 @@ def distances(noises: Sequence[float], *, num: int, vocabulary: int, seed: int) 
     return {x: noisy_pairs(num, vocabulary=vocabulary, noise_std=x, seed=seed) for x in sorted(noises, reverse=True)}
 
 
+def _sizes(loss: Loss, pairs: Mapping[float, Pair]) -> dict[str, float]:
+    return {f"noise_{noise:g}": size_beside_fkl(loss, pair) for noise, pair in pairs.items()}
+
+
 def size_table(entrants: Sequence[Contender], pairs: Mapping[float, Pair], arrived: Pair) -> Table:
     """One row a loss: size beside FKL's at every distance, at arrival as measured and as computed."""
     rows = []
     for entrant in entrants:
-        row: dict[str, str | float | None] = {"loss": entrant.label}
-        row |= {f"noise_{noise:g}": size_beside_fkl(entrant.loss(), pair) for noise, pair in pairs.items()}
-        row |= {"arrived": size_beside_fkl(entrant.loss(), arrived), "predicted": size_on_arrival(entrant.loss())}
-        rows.append(row)
+        loss = entrant.loss()
+        at_end = {"arrived": size_beside_fkl(loss, arrived), "predicted": size_on_arrival(loss)}
+        rows.append({"loss": entrant.label, **_sizes(loss, pairs), **at_end})
     return rows
 
 
@@ -84,16 +84,16 @@ def arrival_claims(rows: Table) -> list[Claim]:
     known = [row for row in rows if row["predicted"]]
     if not known:
         return []
-    off = {row["loss"]: abs(row["arrived"] / row["predicted"] - 1) for row in known}
+    off = max(abs(row["arrived"] / row["predicted"] - 1) for row in known)
     factors = ", ".join(f"{row['loss']} {row['predicted']:.3g}" for row in known)
     return [
         Claim(
             "one-loss-but-for-a-factor",
             "Near the teacher every smooth f-divergence (and AKL, TAID, AMiD) is forward KL times a constant.",
             "Csiszar; second-order expansion at p = q",
-            f"constants: {factors}; gradient norms agree within {max(off.values()):.1e} at noise {ARRIVED:g}",
+            f"constants: {factors}; gradient norms agree within {off:.1e} at noise {ARRIVED:g}",
             f"relative difference at most {AS_PREDICTED:g}",
-            holds(max(off.values()) <= AS_PREDICTED),
+            holds(off <= AS_PREDICTED),
             proven=True,
         )
     ]
@@ -101,22 +101,19 @@ def arrival_claims(rows: Table) -> list[Claim]:
 
 def sweep_table(values: Sequence[float], pairs: Mapping[float, Pair]) -> Table:
     """One row a loss, parameter and value: size beside FKL's at every distance."""
-    rows = []
-    for name, key in SWEEPS:
-        for value in values:
-            loss = make_loss(name, **{key: value})
-            sizes = {f"noise_{noise:g}": size_beside_fkl(loss, pair) for noise, pair in pairs.items()}
-            rows.append({"loss": name, "parameter": key, "value": value, **sizes})
-    return rows
+    return [
+        {"loss": name, "parameter": key, "value": value, **_sizes(make_loss(name, **{key: value}), pairs)}
+        for name, key in SWEEPS
+        for value in values
+    ]
 
 
 def spans(rows: Table, noises: Sequence[float]) -> dict[tuple[str, str], dict[float, float]]:
     """(loss, parameter) -> noise -> largest size over smallest along the sweep."""
     found = {}
     for name, key in SWEEPS:
-        sizes = {
-            x: [row[f"noise_{x:g}"] for row in rows if (row["loss"], row["parameter"]) == (name, key)] for x in noises
-        }
+        own = rows_with(rows, loss=name, parameter=key)
+        sizes = {noise: [row[f"noise_{noise:g}"] for row in own] for noise in noises}
         found[name, key] = {noise: max(column) / min(column) for noise, column in sizes.items()}
     return found
 
@@ -129,11 +126,10 @@ def span_table(rows: Table, noises: Sequence[float]) -> Table:
     ]
 
 
-def sweep_claims(rows: Table, noises: Sequence[float]) -> list[Claim]:
+def sweep_claims(rows: Table, noises: Sequence[float]) -> Iterator[Claim]:
     """Whether the sweeps that papers make leave the size of the gradient as it is."""
     found = spans(rows, noises)
     values = sorted({row["value"] for row in rows})
-    claims = []
     for name, key, source in (
         ("jsd", "beta", "implied by GKD, arXiv 2306.13649, which compares beta = 0.1, 0.5, 0.9"),
         ("akl", "mu", "implied by AKL paper, arXiv 2404.02657, mu as a free choice"),
@@ -143,20 +139,15 @@ def sweep_claims(rows: Table, noises: Sequence[float]) -> list[Claim]:
     ):
         times = found[name, key]
         level = [f"{noise:g}" for noise in noises if times[noise] <= LEVEL]
-        verdict = holds(bool(level)) if len(level) in (0, len(noises)) else "holds only when"
-        claims.append(
-            Claim(
-                f"sweep-{name}-{key}",
-                f"A sweep of {label_of(name)} over {key} at one learning rate changes {key} and nothing else.",
-                source,
-                f"the norm of the gradient changes {', '.join(f'{times[x]:.2f}-fold at noise {x:g}' for x in noises)} "
-                f"for {key} from {values[0]:g} to {values[-1]:g}",
-                f"at most {LEVEL:g}-fold",
-                verdict,
-                condition=f"the student is at noise {' or '.join(level)}" if verdict == "holds only when" else "",
-            )
+        yield Claim(
+            f"sweep-{name}-{key}",
+            f"A sweep of {label_of(name)} over {key} at one learning rate changes {key} and nothing else.",
+            source,
+            f"the norm of the gradient changes {', '.join(f'{times[x]:.2f}-fold at noise {x:g}' for x in noises)} "
+            f"for {key} from {values[0]:g} to {values[-1]:g}",
+            f"at most {LEVEL:g}-fold",
+            *holds_in(len(level), len(noises), where=f"the student is at noise {' or '.join(level)}"),
         )
-    return claims
 
 
 def gkd_claim(pair: Pair) -> Claim:
@@ -169,15 +160,15 @@ def gkd_claim(pair: Pair) -> Claim:
     aligned = all(cosine >= ALIGNED for cosine, _ in found.values())
     sized = all(1 / LEVEL <= size <= LEVEL for _, size in found.values())
     rescaled = all(1 / LEVEL <= size / (0.01 * 0.99) <= LEVEL for _, size in found.values())
-    verdict = holds(aligned and sized) if sized or not (aligned and rescaled) else "holds only when"
+    only_rescaled = aligned and rescaled and not sized
     return Claim(
         "jsd-gradients-like-kl",
         "The gradients of JSD behave as forward KL's for beta near 0 and as reverse KL's for beta near 1.",
         "GKD, arXiv 2306.13649, Section 2",
         "; ".join(f"{words}: cosine {cosine:.4f}, norm {size:.4f} of it" for words, (cosine, size) in found.items()),
         f"cosine at least {ALIGNED:g}, norms within {LEVEL:g}-fold; the condition: norms over beta (1 - beta) are",
-        verdict,
-        condition="the gradient is divided by beta (1 - beta)" if verdict == "holds only when" else "",
+        "holds only when" if only_rescaled else holds(aligned and sized),
+        condition="the gradient is divided by beta (1 - beta)" if only_rescaled else "",
     )
 
 
@@ -186,42 +177,35 @@ def size_picture(entrants: Sequence[Contender], *, num: int, vocabulary: int, se
     noises = [0.01 * 10 ** (i / 8) for i in range(22)]  # 0.01 to 4.2
     pairs = [noisy_pairs(num, vocabulary=vocabulary, noise_std=x, seed=seed) for x in noises]
     lines = {e.label: [size_beside_fkl(e.loss(), pair) for pair in pairs] for e in entrants}
-    every = [size for line in lines.values() for size in line]
-    limits = (min(every) / 1.5, max(every) * 1.5)
-    panels = tuple(
+    limits = log_limits([size for line in lines.values() for size in line])
+    panels = [
         Panel(
             ", ".join(e.label for e in group), "std of the noise on the student's logits", "gradient norm over FKL's",
-            tuple(Curve(e.label, noises, lines[e.label], e.look) for e in group),
-            log_x=True, log_y=True, y_limits=limits, levels=(("", 1.0),),
+            [Curve(e.label, noises, lines[e.label], e.look) for e in group],
+            log_x=True, log_y=True, y_limits=limits, levels=[("", 1.0)],
         )
         for group in in_panels(entrants)
-    )  # fmt: skip
-    return Picture(
-        "gradient_sizes", "How large the gradient is beside forward KL's (dotted: as large)", panels, columns=3
-    )
+    ]  # fmt: skip
+    title = "How large the gradient is beside forward KL's (dotted: as large)"
+    return Picture("gradient_sizes", title, panels, columns=3)
 
 
 def sweep_picture(rows: Table, noises: Sequence[float]) -> Picture:
     """Size beside FKL's against each parameter."""
     panels = []
-    every = [row[f"noise_{noise:g}"] for row in rows for noise in noises]
-    limits = (min(every) / 1.5, max(every) * 1.5)
+    limits = log_limits([row[f"noise_{noise:g}"] for row in rows for noise in noises])
     for name, key in SWEEPS:
-        own = [row for row in rows if (row["loss"], row["parameter"]) == (name, key)]
+        own = rows_with(rows, loss=name, parameter=key)
+        values = [row["value"] for row in own]
         curves = [
-            Curve(
-                f"student off by noise of std {noise:g}",
-                [row["value"] for row in own],
-                [row[f"noise_{noise:g}"] for row in own],
-                look,
-            )
+            Curve(f"student off by noise of std {noise:g}", values, [row[f"noise_{noise:g}"] for row in own], look)
             for look, noise in enumerate(noises)
         ]
         panels.append(
             Panel(
-                f"{label_of(name)} over {key}", key, "gradient norm over FKL's", tuple(curves),
-                log_y=True, y_limits=limits, levels=(("", 1.0),),
+                f"{label_of(name)} over {key}", key, "gradient norm over FKL's", curves,
+                log_y=True, y_limits=limits, levels=[("", 1.0)],
             )
         )  # fmt: skip
     title = "A learning rate in disguise: a sweep over a parameter changes the gradient's size (dotted: forward KL's)"
-    return Picture("sweeps", title, tuple(panels), columns=4)
+    return Picture("sweeps", title, panels, columns=4)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from kdrun.losses import Loss, make_loss
-from kdrun.studies.findings import Claim, Table, holds
-from kdrun.studies.losses.pairs import value_and_gradient
+from kdrun.studies.findings import Claim, Table, holds, rows_with
+from kdrun.studies.losses.pairs import Pair, value_and_gradient
 from kdrun.studies.pictures import Curve, Panel, Picture
 
 ROOM = (-0.05, 1.2)  # beside the curves, for the names of the levels
 NOISE = 1.0  # std of the student's: farther off, a limit is reached later than DISTANCES go
-Pair = tuple[Tensor, Tensor]  # (student_logits_NV, teacher_logits_NV)
 DISTANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 AT_LAST = 1e-2  # relative deviation allowed at the least distance
 FALL = 5.0  # times, at least, that a deviation falls for each tenfold approach, once below a tenth
@@ -165,22 +164,19 @@ def deviation(left: Tensor, right: Tensor) -> float:
     return float((apart_N / size_N if size_N.any() else apart_N).max())
 
 
+def _deviations(left: Sequence[Tensor], right: Sequence[Tensor]) -> dict[str, float]:
+    """Of value and gradient, in this order on both sides."""
+    return {"value_deviation": deviation(left[0], right[0]), "gradient_deviation": deviation(left[1], right[1])}
+
+
 def limit_table(pair: Pair) -> Table:
     """One row a limit and distance: relative deviations of value and gradient, largest over the pairs."""
     rows = []
     for limit in limits():
-        end_nats_N, end_gradient_NV = value_and_gradient(limit.end, *pair)
+        end = value_and_gradient(limit.end, *pair)
         for distance in DISTANCES:
-            nats_N, gradient_NV = value_and_gradient(limit.near(distance), *pair)
-            rows.append(
-                {
-                    "claim": limit.key,
-                    "limit": limit.words,
-                    "distance": distance,
-                    "value_deviation": deviation(nats_N / limit.scale(distance), end_nats_N),
-                    "gradient_deviation": deviation(gradient_NV / limit.scale(distance), end_gradient_NV),
-                }
-            )
+            near = [x / limit.scale(distance) for x in value_and_gradient(limit.near(distance), *pair)]
+            rows.append({"claim": limit.key, "limit": limit.words, "distance": distance, **_deviations(near, end)})
     return rows
 
 
@@ -188,19 +184,10 @@ def identity_table(pair: Pair) -> Table:
     """One row an identity: relative deviations of value and gradient, largest over the pairs; absolute from 0."""
     rows = []
     for identity in identities():
-        left_N, left_NV = value_and_gradient(identity.left, *pair)
-        right_N, right_NV = torch.zeros_like(left_N), torch.zeros_like(left_NV)
-        if identity.right is not None:
-            right_N, right_NV = value_and_gradient(identity.right, *pair)
-        rows.append(
-            {
-                "claim": identity.key,
-                "identity": identity.words,
-                "value_deviation": deviation(left_N, right_N),
-                "gradient_deviation": deviation(left_NV, right_NV),
-                "gradients_agree": identity.gradient,
-            }
-        )
+        left = value_and_gradient(identity.left, *pair)
+        right = value_and_gradient(identity.right, *pair) if identity.right else tuple(map(torch.zeros_like, left))
+        names = {"claim": identity.key, "identity": identity.words}
+        rows.append({**names, **_deviations(left, right), "gradients_agree": identity.gradient})
     return rows
 
 
@@ -214,27 +201,29 @@ def limit_claims(limit_rows: Table, identity_rows: Table) -> list[Claim]:
     """One claim a family, judged by all its limits and identities."""
     claims = []
     for key, (statement, source) in STATEMENTS.items():
-        runs: dict[tuple[str, str], list[float]] = {}
-        for row in (row for row in limit_rows if row["claim"] == key):
-            for part in ("value_deviation", "gradient_deviation"):
-                runs.setdefault((row["limit"], part), []).append(row[part])
-        same = [row for row in identity_rows if row["claim"] == key]
+        runs: dict[str, tuple[list[float], list[float]]] = {}  # limit -> deviations of value and gradient
+        for row in rows_with(limit_rows, claim=key):
+            values, gradients = runs.setdefault(row["limit"], ([], []))
+            values.append(row["value_deviation"])
+            gradients.append(row["gradient_deviation"])
+        last = {limit: max(values[-1], gradients[-1]) for limit, (values, gradients) in runs.items()}
+        farthest = max(last, key=lambda limit: last[limit])
+        same = rows_with(identity_rows, claim=key)
         worst = max(
             [row["value_deviation"] for row in same]
             + [row["gradient_deviation"] for row in same if row["gradients_agree"]]
         )
-        last = {limit: max(run[-1] for (name, _), run in runs.items() if name == limit) for limit, _ in runs}
         claims.append(
             Claim(
                 f"limits-{key}",
                 statement,
                 source,
                 f"{len(last)} limits at distance {DISTANCES[-1]:g}: value and gradient off by at most "
-                f"{max(last.values()):.1e} (relative; {max(last, key=lambda limit: last[limit])}); {len(same)} "
-                f"identities ({'; '.join(str(row['identity']) for row in same)}) within {worst:.1e}",
+                f"{last[farthest]:.1e} (relative; {farthest}); {len(same)} identities "
+                f"({'; '.join(str(row['identity']) for row in same)}) within {worst:.1e}",
                 f"deviations at {DISTANCES[-1]:g} at most {AT_LAST:g} and falling {FALL:g}-fold a tenfold approach; "
                 f"identities to {SAME:g}",
-                holds(all(map(tends, runs.values())) and worst <= SAME),
+                holds(all(tends(run) for pair in runs.values() for run in pair) and worst <= SAME),
                 proven=True,
             )
         )
@@ -244,50 +233,45 @@ def limit_claims(limit_rows: Table, identity_rows: Table) -> list[Claim]:
 def limit_picture(pair: Pair, *, noise_std: float) -> Picture:
     """The losses between the ends of their parameters, means over the pairs."""
 
-    def curve(label: str, look: int, xs: Sequence[float], make: Callable[[float], float]) -> Curve:
-        return Curve(label, xs, [make(x) for x in xs], look)
-
     def nats(name: str, **params: float | str) -> float:
         return float(make_loss(name, **params)(*pair).mean())
 
-    fkl, rkl = nats("fkl"), nats("rkl")
-    ends = (("FKL", fkl), ("RKL", rkl))
-    inner, wide = _spaced(0.005, 0.995), _spaced(-12, 12)
-    by_alpha, by_beta, powers = _spaced(-0.75, 1.25), _spaced(-0.5, 1.5), _spaced(-0.5, 1.5)
-    jsd = (
-        curve("JSD", 0, inner, lambda x: nats("jsd", beta=x)),
-        curve("JSD / (beta (1 - beta))", 1, inner, lambda x: nats("jsd", beta=x) / (x * (1 - x))),
-        Curve("JSD by definition at 0 and 1", (0.0, 1.0), (nats("jsd", beta=0), nats("jsd", beta=1)), 2, kind="points"),
+    def curve(label: str, look: int, name: str, key: str, xs: Sequence[float], **fixed: float) -> Curve:
+        return Curve(label, xs, [nats(name, **{key: x}, **fixed) for x in xs], look)
+
+    inner, wide, around = _spaced(0.005, 0.995), _spaced(-12, 12), _spaced(-0.5, 1.5)
+    from_0, whole = [0.0, *inner], [0.0, *inner, 1.0]
+    jsd = curve("JSD", 0, "jsd", "beta", inner)
+    divided = [value / (x * (1 - x)) for x, value in zip(inner, jsd.y, strict=True)]
+    ends = (nats("jsd", beta=0), nats("jsd", beta=1))
+    faded = (
+        jsd,
+        Curve("JSD / (beta (1 - beta))", inner, divided, 1),
+        Curve("JSD by definition at 0 and 1", (0.0, 1.0), ends, 2, kind="points"),
     )
-    skew = (
-        curve("SKL", 3, [0.0, *inner], lambda x: nats("skl", alpha=x)),
-        curve("SRKL", 4, [0.0, *inner], lambda x: nats("srkl", alpha=x)),
-    )
-    alphas = (curve("AB", 5, by_alpha, lambda x: nats("ab", alpha=x, beta=0.7)),)
-    betas = (curve("AB", 5, by_beta, lambda x: nats("ab", alpha=0.7, beta=x)),)
-    powered = (curve("alpha", 6, powers, lambda x: nats("alpha", alpha=x)),)
-    assisted = tuple(
-        curve(f"AMiD lam={lam}", 7 + i, wide, lambda x, lam=lam: nats("amid", alpha=x, lam=lam))  # type: ignore[misc]
-        for i, lam in enumerate((0.1, 0.5))
+    skewed = (curve("SKL", 3, "skl", "alpha", from_0), curve("SRKL", 4, "srkl", "alpha", from_0))
+    mixed = (
+        curve("AKL over mu", 11, "akl", "mu", inner),
+        curve("FKL+RKL over weight", 12, "fkl_rkl", "weight", whole),
     )
     moved = (
-        curve("AMiD over lam, alpha=0", 9, [0.0, *inner], lambda x: nats("amid", lam=x)),
-        curve("TAID over t", 10, [0.0, *inner, 1.0], lambda x: nats("taid", t_start=x)),
+        curve("AMiD over lam, alpha=0", 9, "amid", "lam", from_0),
+        curve("TAID over t", 10, "taid", "t_start", whole),
     )
-    mixed = (
-        curve("AKL over mu", 11, inner, lambda x: nats("akl", mu=x)),
-        curve("FKL+RKL over weight", 12, [0.0, *inner, 1.0], lambda x: nats("fkl_rkl", weight=x)),
-    )
-    line = "singular"
+    by_alpha = [curve("AB", 5, "ab", "alpha", _spaced(-0.75, 1.25), beta=0.7)]
+    by_beta = [curve("AB", 5, "ab", "beta", around, alpha=0.7)]
+    powers = [curve("alpha", 6, "alpha", "alpha", around)]
+    assisted = [curve(f"AMiD lam={lam}", 7 + i, "amid", "alpha", wide, lam=lam) for i, lam in enumerate((0.1, 0.5))]
+    kls, line = [("FKL", nats("fkl")), ("RKL", nats("rkl"))], "singular"
     panels = (
-        Panel("JSD fades at both ends", "beta", "nats", jsd, log_y=True),
-        Panel("skewed KLs begin at KL", "alpha", "nats", skew, levels=ends, x_limits=ROOM),
-        Panel("AKL and the fixed mix", "mu, weight", "nats", mixed, levels=ends, x_limits=ROOM),
-        Panel("AMiD and TAID between q and p", "lam, t", "nats", moved, levels=ends[:1], x_limits=ROOM),
-        Panel("AB over alpha, beta = 0.7", "alpha", "nats", alphas, log_y=True, marks=((line, 0.0), (line, -0.7))),
-        Panel("AB over beta, alpha = 0.7", "beta", "nats", betas, log_y=True, marks=((line, 0.0),)),
-        Panel("alpha-divergence", "alpha", "nats", powered, log_y=True, marks=(("RKL", 0.0), ("FKL", 1.0))),
-        Panel("AMiD over alpha", "alpha", "nats", assisted, marks=(("SKL", -1.0),)),
+        Panel("JSD fades at both ends", "beta", "nats", faded, log_y=True),
+        Panel("skewed KLs begin at KL", "alpha", "nats", skewed, levels=kls, x_limits=ROOM),
+        Panel("AKL and the fixed mix", "mu, weight", "nats", mixed, levels=kls, x_limits=ROOM),
+        Panel("AMiD and TAID between q and p", "lam, t", "nats", moved, levels=kls[:1], x_limits=ROOM),
+        Panel("AB over alpha, beta = 0.7", "alpha", "nats", by_alpha, log_y=True, marks=[(line, 0.0), (line, -0.7)]),
+        Panel("AB over beta, alpha = 0.7", "beta", "nats", by_beta, log_y=True, marks=[(line, 0.0)]),
+        Panel("alpha-divergence", "alpha", "nats", powers, log_y=True, marks=[("RKL", 0.0), ("FKL", 1.0)]),
+        Panel("AMiD over alpha", "alpha", "nats", assisted, marks=[("SKL", -1.0)]),
     )
     title = (
         f"The losses between the ends of their parameters, mean of {len(pair[0])} pairs, "

@@ -18,6 +18,7 @@ from kdrun.losses.interface import log_softmax, nats_and_gradient
 TEACHER_STD = 3.0  # of normal logits: the likeliest of 1,000 classes has about a quarter of the mass
 MOST_CURVES = 5  # in one panel
 Item = TypeVar("Item")
+Pair = tuple[Tensor, Tensor]  # (student_logits_NV, teacher_logits_NV)
 
 
 def value_and_gradient(loss: Loss, student_logits_NV: Tensor, teacher_logits_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def value_and_gradient(loss: Loss, student_logits_NV: Tensor, teacher_logits_NV:
     return nats_and_gradient(loss, log_softmax(student_logits_NV), log_softmax(teacher_logits_NV), None)
 
 
-def noisy_pairs(num: int, *, vocabulary: int, noise_std: float, seed: int) -> tuple[Tensor, Tensor]:
+def noisy_pairs(num: int, *, vocabulary: int, noise_std: float, seed: int) -> Pair:
     """(student_logits_NV, teacher_logits_NV): a peaked teacher, and the same logits with normal noise on top.
 
     Teachers and the noise's directions depend on the seed alone: pairs of two noise_std differ in size only.
@@ -33,6 +34,11 @@ def noisy_pairs(num: int, *, vocabulary: int, noise_std: float, seed: int) -> tu
     generator = torch.Generator().manual_seed(seed)
     teacher_NV, noise_NV = torch.randn(2, num, vocabulary, generator=generator, dtype=torch.float64)
     return TEACHER_STD * teacher_NV + noise_std * noise_NV, TEACHER_STD * teacher_NV
+
+
+def logits(probabilities: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
+    """Logits [V] or [N, V] of one distribution or of several."""
+    return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
 def step_norm(gradient_NV: Tensor) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor
 from kdrun.losses import LOSSES
 from kdrun.studies.contenders import Contender
 from kdrun.studies.findings import Claim, Table, holds
-from kdrun.studies.losses.pairs import in_panels, value_and_gradient
-from kdrun.studies.pictures import Curve, Panel, Picture
+from kdrun.studies.losses.pairs import Pair, in_panels, value_and_gradient
+from kdrun.studies.pictures import Curve, Panel, Picture, log_limits
 
 EXPONENT = 1.5  # of Zipf's law: the likeliest of 1,000 classes has 0.39 of the mass
 NUM_STUDENTS, NUM_PLACES = 16, 51
@@ -50,7 +50,7 @@ class Walk:
         return float((self.nats_NS.diff(dim=1) > ROUNDING * self.nats_NS[:, :1]).double().mean())
 
 
-def zipf_pairs(num: int, *, vocabulary: int, seed: int) -> tuple[Tensor, Tensor]:
+def zipf_pairs(num: int, *, vocabulary: int, seed: int) -> Pair:
     """(student_logits_NV, teacher_logits_NV): Zipf's law, and the same probabilities dealt to random classes.
 
     The student knows how often words occur, and not which one stands here.
@@ -69,10 +69,9 @@ def walks(entrants: Sequence[Contender], *, vocabulary: int, seed: int) -> list[
         places_SNV = on_the_way(student_NV, teacher_NV, way=way)
         for entrant in entrants:
             loss = entrant.loss()
-            pairs = [value_and_gradient(loss, place_NV, teacher_NV) for place_NV in places_SNV]
-            nats_NS, norm_NS = (
-                torch.stack(x, dim=1) for x in zip(*[(n, g.norm(dim=-1)) for n, g in pairs], strict=True)
-            )
+            looks = [value_and_gradient(loss, place_NV, teacher_NV) for place_NV in places_SNV]
+            nats_NS = torch.stack([nats_N for nats_N, _ in looks], dim=1)
+            norm_NS = torch.stack([gradient_NV.norm(dim=-1) for _, gradient_NV in looks], dim=1)
             found.append(Walk(entrant, way, nats_NS, norm_NS))
     return found
 
@@ -89,26 +88,24 @@ def on_the_way(student_logits_NV: Tensor, teacher_logits_NV: Tensor, *, way: str
 def path_picture(found: Sequence[Walk], *, vocabulary: int) -> Picture:
     """Value and norm of the gradient on both ways, means over the students."""
     places = torch.linspace(0, 1, NUM_PLACES).tolist()[:-1]  # all is 0 at the teacher, which has no place on a log axis
-    panels = []
-    for group in in_panels([walk.entrant for walk in found if walk.way == WAYS[0]]):
-        for title, y_label, part in (
-            ("value", "nats", "nats_NS"),
-            ("norm of the gradient", "nats a unit of logit", "norm_NS"),
-        ):
-            for way in WAYS:
-                curves = [
-                    Curve(w.entrant.label, places, getattr(w, part)[:, :-1].mean(0).tolist(), w.entrant.look)
-                    for w in found
-                    if w.way == way and w.entrant in group
-                ]
-                words = f"{title}, mixture of {'p and q' if way == 'mixture' else 'logits'}"
-                means = torch.stack([getattr(w, part)[:, :-1].mean(0) for w in found if w.way == way])
-                limits = (float(means[means > 0].min()) / 1.5, float(means.max()) * 1.5) if means.any() else None
-                panels.append(
-                    Panel(words, "share of the teacher s", y_label, tuple(curves), log_y=True, y_limits=limits)
-                )
+    rows = []
+    for title, y_label, part in (
+        ("value", "nats", "nats_NS"),
+        ("norm of the gradient", "nats a unit of logit", "norm_NS"),
+    ):
+        for way, mixed in (("mixture", "p and q"), ("logits", "logits")):
+            own = [walk for walk in found if walk.way == way]
+            means = [getattr(walk, part)[:, :-1].mean(0).tolist() for walk in own]
+            positive = [value for mean in means for value in mean if value > 0]
+            limits = log_limits(positive) if positive else None
+            curves = [Curve(w.entrant.label, places, mean, w.entrant.look) for w, mean in zip(own, means, strict=True)]
+            words = f"{title}, mixture of {mixed}"
+            rows.append([
+                Panel(words, "share of the teacher s", y_label, group, log_y=True, y_limits=limits)
+                for group in in_panels(curves)
+            ])  # fmt: skip
     title = f"On the way to the teacher: {vocabulary:,} classes, Zipf's law, mean of {NUM_STUDENTS} students"
-    return Picture("paths", title, tuple(panels), columns=4)
+    return Picture("paths", title, [panel for column in zip(*rows, strict=True) for panel in column], columns=4)
 
 
 def path_table(found: Sequence[Walk]) -> Table:
@@ -131,35 +128,33 @@ def path_table(found: Sequence[Walk]) -> Table:
 
 def path_claims(found: Sequence[Walk]) -> list[Claim]:
     """Convexity of f-divergences on mixtures, of forward KL alone in the logits."""
-    mixture = [walk for walk in found if walk.way == "mixture"]
+    mixture, logits = ([walk for walk in found if walk.way == way] for way in WAYS)
     proven = [walk for walk in mixture if LOSSES[walk.entrant.name].is_f_divergence]
-    claims = []
+    forward = [walk for walk in logits if walk.entrant.name == "fkl"]
     rule = f"no second difference below -{ROUNDING:g} of the value at the start, {NUM_STUDENTS} students"
+    claims = []
     if proven:
-        bent = [walk.entrant.label for walk in mixture if not walk.convex]
         claims.append(
             Claim(
                 "convex-on-mixtures",
                 "An f-divergence is convex in the student's probabilities, so it has no hill on a straight way there.",
                 "Csiszar 1967; the definitions of the losses",
                 f"least second difference {min(walk.least_bend for walk in proven):.1e} of the start's value over "
-                f"{', '.join(walk.entrant.label for walk in proven)}; not convex on these ways: {_names(bent)}",
+                f"{', '.join(walk.entrant.label for walk in proven)}; not convex on these ways: {_bent(mixture)}",
                 rule,
                 holds(all(walk.convex for walk in proven)),
                 proven=True,
             )
         )
-    logits = [walk for walk in found if walk.way == "logits"]
-    forward = [walk for walk in logits if walk.entrant.name == "fkl"]
     if forward:
+        rising = [f"{walk.entrant.label} ({walk.rises:.0%} of steps)" for walk in logits if walk.rises]
         claims.append(
             Claim(
                 "forward-kl-convex-in-logits",
                 "Forward KL is convex in the student's logits, where the optimiser moves.",
                 "log-sum-exp is convex; Hinton et al. 2015 for the loss",
                 f"least second difference {forward[0].least_bend:.1e} of the start's value; not convex on these ways: "
-                f"{_names([walk.entrant.label for walk in logits if not walk.convex])}; growing somewhere on the way: "
-                f"{_names([f'{walk.entrant.label} ({walk.rises:.0%} of steps)' for walk in logits if walk.rises])}",
+                f"{_bent(logits)}; growing somewhere on the way: {', '.join(rising) or 'none'}",
                 rule,
                 holds(forward[0].convex),
                 proven=True,
@@ -168,5 +163,5 @@ def path_claims(found: Sequence[Walk]) -> list[Claim]:
     return claims
 
 
-def _names(labels: Sequence[str]) -> str:
-    return ", ".join(labels) or "none"
+def _bent(walks: Sequence[Walk]) -> str:
+    return ", ".join(walk.entrant.label for walk in walks if not walk.convex) or "none"

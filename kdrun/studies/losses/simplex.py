@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from kdrun.studies.contenders import Contender
-from kdrun.studies.losses.pairs import in_panels, value_and_gradient
+from kdrun.studies.findings import listed
+from kdrun.studies.losses.pairs import in_panels, logits, value_and_gradient
 from kdrun.studies.pictures import Curve, Panel, Picture, Surface, on_simplex
 
 EDGE = 0.01  # least probability in a triangle
 FINE, COARSE = 40, 9  # points on a side: colours, arrows
-CLASSES = ("class 1", "class 2", "class 3")
 
 
 def two_classes(entrants: Sequence[Contender], likely: Sequence[float]) -> Picture:
@@ -26,27 +26,24 @@ def two_classes(entrants: Sequence[Contender], likely: Sequence[float]) -> Pictu
     found = {p: {e.label: over(e, student_logits_NV, [p, 1 - p]) for e in entrants} for p in likely}
     panels = []
     for group in in_panels(entrants):
-        for part, words in enumerate(("value", "slope dD/dz")):
+        for part, (words, unit) in enumerate((("value", "nats"), ("slope dD/dz", "nats a unit of its logit"))):
             for p in likely:
-                low, high = _range([found[p][e.label][part] for e in entrants])
+                limits = _range([found[p][e.label][part] for e in entrants])
                 curves = [Curve(e.label, q_N.tolist(), found[p][e.label][part].tolist(), e.look) for e in group]
                 panels.append(
                     Panel(
-                        f"{words}, teacher p = {p:g}", "student's q of the likely class",
-                        "nats" if part == 0 else "nats a unit of its logit", tuple(curves),
-                        y_limits=(low, high), marks=(("", p),),
+                        f"{words}, teacher p = {p:g}", "student's q of the likely class", unit, curves,
+                        y_limits=limits, marks=[("", p)],
                     )
                 )  # fmt: skip
     title = "Two classes: value of each loss and its slope in the likely class's logit"
-    return Picture("two_classes", title, tuple(panels), columns=2 * len(likely))
+    return Picture("two_classes", title, panels, columns=2 * len(likely))
 
 
 def over(entrant: Contender, student_logits_NV: Tensor, teacher: Sequence[float]) -> tuple[Tensor, Tensor]:
     """(nats_N, slope_N in the first class's logit) against one teacher."""
-    teacher_logits_V = torch.tensor(teacher, dtype=torch.float64).log()
-    nats_N, gradient_NV = value_and_gradient(
-        entrant.loss(), student_logits_NV, teacher_logits_V.expand_as(student_logits_NV)
-    )
+    teacher_logits_NV = logits(teacher).expand_as(student_logits_NV)
+    nats_N, gradient_NV = value_and_gradient(entrant.loss(), student_logits_NV, teacher_logits_NV)
     return nats_N, gradient_NV[:, 0]
 
 
@@ -61,25 +58,27 @@ def triangles(entrants: Sequence[Contender], teacher: Sequence[float]) -> Pictur
     """One triangle a loss: value as colour, and as arrows where a small step against the logit gradient moves q."""
     panels = [triangle(entrant, teacher) for entrant in entrants]
     title = (
-        f"Three classes, teacher ({', '.join(f'{p:g}' for p in teacher)}): value of each loss over the student's "
+        f"Three classes, teacher ({listed(teacher)}): value of each loss over the student's "
         "distributions; arrows: direction in which a small step against the logit gradient moves the student"
     )
-    return Picture("three_classes", title, tuple(panels), columns=min(5, len(panels)))
+    return Picture("three_classes", title, panels, columns=min(5, len(panels)))
 
 
 def triangle(entrant: Contender, teacher: Sequence[float]) -> Panel:
     """One loss over the student's distributions. Colours end at the 95% quantile; arrows have one length."""
-    teacher_logits_V = torch.tensor(teacher, dtype=torch.float64).log()
+    teacher_logits_V = logits(teacher)
     q_NV, far_NV = grid(FINE, EDGE), grid(COARSE, 0.04)
     nats_N, _ = value_and_gradient(entrant.loss(), q_NV.log(), teacher_logits_V.expand_as(q_NV))
     _, gradient_NV = value_and_gradient(entrant.loss(), far_NV.log(), teacher_logits_V.expand_as(far_NV))
-    x_N, y_N = places(q_NV)
-    surface = Surface(x_N, y_N, nats_N.tolist(), "nats", limits=(0.0, float(nats_N.quantile(0.95))),
-                      arrows=arrows(far_NV, gradient_NV))  # fmt: skip
-    x, y = on_simplex(*teacher)
-    return Panel(
-        entrant.label, surface=surface, simplex=CLASSES, curves=(Curve("teacher", [x], [y], 1, kind="points"),)
-    )
+    limits = (0.0, float(nats_N.quantile(0.95)))
+    surface = Surface(*places(q_NV), nats_N.tolist(), "nats", limits, arrows(far_NV, gradient_NV))
+    return on_triangle(entrant.label, surface, "teacher", teacher)
+
+
+def on_triangle(title: str, surface: Surface, label: str, point: Sequence[float]) -> Panel:
+    """A triangle with one distribution marked."""
+    x, y = on_simplex(*point)
+    return Panel(title, surface=surface, curves=[Curve(label, [x], [y], 1, kind="points")])
 
 
 def grid(side: int, edge: float) -> Tensor:

@@ -97,11 +97,9 @@ def minima(names: Sequence[str], *, num_starts: int, seed: int, advance: Callabl
         generator = torch.Generator().manual_seed(seed)
         teacher_RV = normal(num_starts, START_CLASSES, scale=1, generator=generator)
         start_RV = normal(num_starts, START_CLASSES, scale=scale, generator=generator)
+        pairs = list(zip(start_RV.split(1), teacher_RV.split(1), strict=True))
         for name, line_search in cases:
-            ends = [
-                _descend(name, start_1V, teacher_1V, line_search=line_search)
-                for start_1V, teacher_1V in zip(start_RV.split(1), teacher_RV.split(1), strict=True)
-            ]
+            ends = [_descend(name, *pair, line_search=line_search) for pair in pairs]
             error_R, gradient_R = torch.tensor(ends, dtype=torch.float64).T
             found.append(Minimum(name, line_search, scale, error_R, gradient_R))
             advance()
@@ -119,10 +117,7 @@ def _descend(name: str, start_1V: Tensor, teacher_1V: Tensor, *, line_search: bo
         [logits_1V], max_iter=300, max_eval=1000, tolerance_grad=1e-9, tolerance_change=0, history_size=10,
         line_search_fn="strong_wolfe" if line_search else None,
     )  # fmt: skip
-    fit(
-        make_loss(name), lambda: logits_1V, teacher_1V, optimizer=optimizer, num_steps=1, look=lambda step, logits: None
-    )
-    end_1V = logits_1V.detach().requires_grad_()
-    (gradient_1V,) = torch.autograd.grad(make_loss(name)(end_1V, teacher_1V).sum(), end_1V)
-    end_1V = end_1V.detach()
-    return float((end_1V.softmax(-1) - teacher_1V.softmax(-1)).abs().max()), float(gradient_1V.norm())
+    fit(make_loss(name), lambda: logits_1V, teacher_1V, optimizer=optimizer, num_steps=1)
+    (gradient_1V,) = torch.autograd.grad(make_loss(name)(logits_1V, teacher_1V).sum(), logits_1V)
+    error_1V = logits_1V.detach().softmax(-1) - teacher_1V.softmax(-1)
+    return float(error_1V.abs().max()), float(gradient_1V.norm())

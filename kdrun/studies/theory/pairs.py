@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kdrun.losses import divergence_diagnostics, make_loss
 from kdrun.losses.interface import log_softmax
 
 NEAR_UNIFORM_SCALE = 0.01
@@ -30,28 +31,37 @@ class Pairs:
 
     @property
     def num_classes(self) -> int:
-        """V."""
         return self.teacher_logits_NV.shape[-1]
 
     @cached_property
     def log_q_NV(self) -> Tensor:
-        """The student's log-probabilities."""
         return log_softmax(self.student_logits_NV)
 
     @cached_property
     def log_p_NV(self) -> Tensor:
-        """The teacher's log-probabilities."""
         return log_softmax(self.teacher_logits_NV)
 
     @cached_property
     def q_NV(self) -> Tensor:
-        """The student's probabilities."""
         return self.log_q_NV.exp()
 
     @cached_property
     def p_NV(self) -> Tensor:
-        """The teacher's probabilities."""
         return self.log_p_NV.exp()
+
+    @cached_property
+    def log_ratio_NV(self) -> Tensor:
+        """log(q/p)."""
+        return self.log_q_NV - self.log_p_NV
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Each pair's divergences, gaps and AKL's weight, see losses/diagnostics.py."""
+        return divergence_diagnostics(self.student_logits_NV, self.teacher_logits_NV)
+
+    def value(self, name: str) -> Tensor:
+        """nats_N of a loss at its own parameters."""
+        return make_loss(name)(self.student_logits_NV, self.teacher_logits_NV)
 
 
 def normal(num: int, num_classes: int, *, scale: float, generator: torch.Generator) -> Tensor:

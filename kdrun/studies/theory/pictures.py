@@ -20,15 +20,11 @@ def smoothness_picture(norms: Mapping[str, Mapping[float, float]]) -> Picture:
         Curve(label_of(name), list(at), list(at.values()), look=look) for look, (name, at) in enumerate(norms.items())
     ]
     panel = Panel(
-        f"random pairs, {HESSIAN_CLASSES} classes",
-        "standard deviation of the teacher's logits",
-        "largest Hessian norm (nats)",
-        tuple(curves),
-        log_x=True,
-        log_y=True,
-        levels=(("1/2, bound of FKL", 0.5), ("1/8, most found of JSD", 0.125)),
-    )
-    return Picture("smoothness", "RKL curves more under sharp teachers", (panel,), columns=1)
+        f"random pairs, {HESSIAN_CLASSES} classes", "standard deviation of the teacher's logits",
+        "largest Hessian norm (nats)", curves, log_x=True, log_y=True,
+        levels=[("1/2, bound of FKL", 0.5), ("1/8, most found of JSD", 0.125)],
+    )  # fmt: skip
+    return Picture("smoothness", "RKL curves more under sharp teachers", [panel], columns=1)
 
 
 def bounds_picture(bounds: Mapping[str, Points]) -> Picture:
@@ -44,10 +40,8 @@ def bounds_picture(bounds: Mapping[str, Points]) -> Picture:
             for look, (classes, seen) in enumerate(kept.items())
         ]
         curves.append(Curve("gradient = bound", line, line))
-        panels.append(
-            Panel(label_of(name), names[name], "norm of the gradient (nats)", tuple(curves), log_x=True, log_y=True)
-        )
-    return Picture("gradient_bounds", "The gradient's norm is at most the gap (Lemmas 4.4 and 4.7)", tuple(panels))
+        panels.append(Panel(label_of(name), names[name], "norm of the gradient (nats)", curves, log_x=True, log_y=True))
+    return Picture("gradient_bounds", "The gradient's norm is at most the gap (Lemmas 4.4 and 4.7)", panels)
 
 
 def head_gap_picture(draws: Sequence[GapDraw]) -> Picture:
@@ -67,9 +61,9 @@ def head_gap_picture(draws: Sequence[GapDraw]) -> Picture:
             points = Curve("", gap_N[:DRAWN_PAIRS].tolist(), draw.norm_N[:DRAWN_PAIRS].tolist(), look, kind="points")
             title = f"{draw.kind}: r = {correlation:+.2f}"
             y_label = "norm of FKL's gradient (nats)"
-            panels.append(Panel(title, label, y_label, (points,), x_limits=limits[look], y_limits=(0, top)))
+            panels.append(Panel(title, label, y_label, [points], x_limits=limits[look], y_limits=(0, top)))
     title = f"Total gap {TOTAL_GAP:g}: does more gap in the head mean a smaller gradient? (Lemma 4.5)"
-    return Picture("head_gap", title, tuple(panels))
+    return Picture("head_gap", title, panels)
 
 
 def theorem_picture(descents: Sequence[Descent]) -> Picture:
@@ -84,4 +78,4 @@ def theorem_picture(descents: Sequence[Descent]) -> Picture:
         )
         title, label = f"step size {descent.step_size:g}", "squared norm (nats^2)"
         panels.append(Panel(title, "steps T", label, curves, log_x=True, y_limits=(0, top)))
-    return Picture("theorem_4_1", "SGD on forward KL stays under its bound (Theorem 4.1)", tuple(panels), columns=3)
+    return Picture("theorem_4_1", "SGD on forward KL stays under its bound (Theorem 4.1)", panels, columns=3)

@@ -87,14 +87,9 @@ def gap_draws(num: int, *, seed: int, advance: Callable[[], None]) -> list[GapDr
             kept_N = gap_N1[:, 0] >= TOTAL_GAP
             q_NV = torch.lerp(p_NV, end_p_NV, TOTAL_GAP / gap_N1)
             pairs = Pairs(f"scale {scale:g}, {kind} student", q_NV[kept_N].log(), teacher_NV[kept_N])
-            draws.append(
-                GapDraw(
-                    pairs.kind,
-                    head_and_tail_gaps(pairs.p_NV, pairs.q_NV, mu=0.5)[0],
-                    signed_gaps(pairs)[0],
-                    forward_gradient(pairs).norm(dim=-1),
-                )
-            )
+            head_gap_N, _ = head_and_tail_gaps(pairs.p_NV, pairs.q_NV, mu=0.5)
+            signed_gap_N, _ = signed_gaps(pairs)
+            draws.append(GapDraw(pairs.kind, head_gap_N, signed_gap_N, forward_gradient(pairs).norm(dim=-1)))
             advance()
     return draws
 

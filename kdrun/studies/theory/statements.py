@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kdrun.losses import Loss, divergence_diagnostics, make_loss
+from kdrun.losses import Loss, make_loss
 from kdrun.losses.akl import Akl
 from kdrun.losses.head import HEAD_RULES, head_and_tail_gaps, head_share, head_weight
 from kdrun.losses.interface import log_softmax, nats_and_gradient
@@ -63,12 +63,12 @@ def forward_gradient(pairs: Pairs) -> Tensor:
 
 def reverse_gradient(pairs: Pairs) -> Tensor:
     """g = q (log(q/p) - KL(q || p)) (Zhong 2025, Definition 2.2)."""
-    return _centred(pairs.log_q_NV - pairs.log_p_NV, pairs)
+    return _centred(pairs.log_ratio_NV, pairs)
 
 
 def adaptive_gradient(pairs: Pairs) -> Tensor:
     """a (q - p) + (1 - a) g, a a constant (Zhong 2025, Definition 2.3)."""
-    weight_N1 = _diagnostics(pairs)["akl_weight"][:, None]
+    weight_N1 = pairs.diagnostics["akl_weight"][:, None]
     return weight_N1 * forward_gradient(pairs) + (1 - weight_N1) * reverse_gradient(pairs)
 
 
@@ -83,10 +83,6 @@ def shannon_gradient(pairs: Pairs, *, beta: float) -> Tensor:
 def _centred(ratio_NV: Tensor, pairs: Pairs) -> Tensor:
     """q (ratio - E_q ratio)."""
     return pairs.q_NV * (ratio_NV - (pairs.q_NV * ratio_NV).sum(-1, keepdim=True))
-
-
-def _diagnostics(pairs: Pairs) -> dict[str, Tensor]:
-    return divergence_diagnostics(pairs.student_logits_NV, pairs.teacher_logits_NV)
 
 
 def _error(*sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,8 +119,7 @@ def _stationary_nowhere_else(pairs: Pairs) -> tuple[Tensor, Tensor]:
     It is KL(p || q) + KL(q || p) for FKL, the variance of log(q/p) under q for RKL, a mix of the two for AKL, and for
     JSD the covariance of log(q/p) with log(q/m), which rises with it.
     """
-    ratio_NV = pairs.log_q_NV - pairs.log_p_NV
-    slopes = [(gradient_in_training(make_loss(name), pairs) * ratio_NV).sum(-1) for name in STATIONARY]
+    slopes = [(gradient_in_training(make_loss(name), pairs) * pairs.log_ratio_NV).sum(-1) for name in STATIONARY]
     right_N = torch.stack(slopes).amin(0)
     return torch.zeros_like(right_N), right_N
 
@@ -145,8 +140,7 @@ def _half_the_total_gap(pairs: Pairs) -> tuple[Tensor, Tensor]:
     difference_NV = forward_gradient(pairs)
     half_N = sum(head_and_tail_gaps(pairs.p_NV, pairs.q_NV, mu=0.5)) / 2
     over_N, under_N = difference_NV.clamp(min=0).sum(-1), -difference_NV.clamp(max=0).sum(-1)
-    variation_N = make_loss("tvd")(pairs.student_logits_NV, pairs.teacher_logits_NV)
-    return _error(over_N - half_N, under_N - half_N, variation_N - half_N)
+    return _error(over_N - half_N, under_N - half_N, pairs.value("tvd") - half_N)
 
 
 def forward_bound(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -160,14 +154,13 @@ def reverse_bound(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def _reverse_gap_bound(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    spread_N = (pairs.q_NV * (pairs.log_q_NV - pairs.log_p_NV).abs()).sum(-1)
-    return reverse_gradient(pairs).abs().sum(-1), spread_N + _diagnostics(pairs)["rkl"]
+    spread_N = (pairs.q_NV * pairs.log_ratio_NV.abs()).sum(-1)
+    return reverse_gradient(pairs).abs().sum(-1), spread_N + pairs.diagnostics["rkl"]
 
 
 def over_rated(pairs: Pairs) -> Tensor:
     """flag_NV: log(q/p) > KL(q || p), the classes that RKL's gradient lowers (Zhong 2025, Lemma 4.8)."""
-    ratio_NV = pairs.log_q_NV - pairs.log_p_NV
-    return ratio_NV > _diagnostics(pairs)["rkl"][:, None]
+    return pairs.log_ratio_NV > pairs.diagnostics["rkl"][:, None]
 
 
 def _reverse_gap_is_twice_the_over_rated(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -176,43 +169,33 @@ def _reverse_gap_is_twice_the_over_rated(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def _adaptive_value_is_the_mix(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    seen = _diagnostics(pairs)
-    weight_N = seen["akl_weight"]
-    value_N = make_loss("akl")(pairs.student_logits_NV, pairs.teacher_logits_NV)
-    return _error(value_N - (weight_N * seen["fkl"] + (1 - weight_N) * seen["rkl"]))
+    forward_N, reverse_N, weight_N = (pairs.diagnostics[name] for name in ("fkl", "rkl", "akl_weight"))
+    return _error(pairs.value("akl") - (weight_N * forward_N + (1 - weight_N) * reverse_N))
 
 
 def _adaptive_value_is_between(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    seen = _diagnostics(pairs)
-    value_N, weight_N = make_loss("akl")(pairs.student_logits_NV, pairs.teacher_logits_NV), seen["akl_weight"]
-    low_N, high_N = torch.minimum(seen["fkl"], seen["rkl"]), torch.maximum(seen["fkl"], seen["rkl"])
+    forward_N, reverse_N, weight_N = (pairs.diagnostics[name] for name in ("fkl", "rkl", "akl_weight"))
+    low_N, high_N = torch.minimum(forward_N, reverse_N), torch.maximum(forward_N, reverse_N)
+    value_N = pairs.value("akl")
     zero_N = torch.zeros_like(value_N)
     return torch.cat([low_N, value_N, zero_N, weight_N]), torch.cat([value_N, high_N, weight_N, zero_N + 1])
 
 
 def _larger_gap_larger_weight(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    seen = _diagnostics(pairs)
-    agreement_N = (seen["akl_weight"] - 0.5) * (seen["head_gap"] - seen["tail_gap"])
+    weight_N, head_N, tail_N = (pairs.diagnostics[name] for name in ("akl_weight", "head_gap", "tail_gap"))
+    agreement_N = (weight_N - 0.5) * (head_N - tail_N)
     return torch.zeros_like(agreement_N), agreement_N
 
 
-def forward_weight(pairs: Pairs, *, mu: float, head: str) -> Tensor:
-    """AKL's weight_N of KL(p || q)."""
-    return Akl(mu=mu, head=head).forward_weight(pairs.log_q_NV, pairs.log_p_NV)
+def forward_weights(pairs: Pairs, *, mu: float) -> dict[str, Tensor]:
+    """{head rule: AKL's weight_N of KL(p || q)} at one mu."""
+    return {head: Akl(mu=mu, head=head).forward_weight(pairs.log_q_NV, pairs.log_p_NV) for head in HEAD_RULES}
 
 
 def _weight_rises_with_mu(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    left, right = [], []
-    for head in ("code", "paper"):
-        weights = [forward_weight(pairs, mu=mu, head=head) for mu in MUS]
-        left += weights[:-1]
-        right += weights[1:]
-    return torch.cat(left), torch.cat(right)
-
-
-def end_weights(pairs: Pairs, *, mu: float) -> dict[str, Tensor]:
-    """{head rule: AKL's weight_N of KL(p || q)} at one mu."""
-    return {head: forward_weight(pairs, mu=mu, head=head) for head in HEAD_RULES}
+    by_mu = [forward_weights(pairs, mu=mu) for mu in MUS]
+    weights_MR = torch.stack([torch.cat([weights["code"], weights["paper"]]) for weights in by_mu])
+    return weights_MR[:-1].flatten(), weights_MR[1:].flatten()
 
 
 def _ends_of_mu(pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -232,9 +215,9 @@ def _ends_of_mu(pairs: Pairs) -> tuple[Tensor, Tensor]:
     }
     return _error(
         *(
-            end_weights(kept, mu=mu)[head] - head_weight(*gaps)
-            for mu, by_head in wanted.items()
-            for head, gaps in by_head.items()
+            weight_N - head_weight(*wanted[mu][head])
+            for mu in wanted
+            for head, weight_N in forward_weights(kept, mu=mu).items()
         )
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from kdrun.studies.contenders import label_of
-from kdrun.studies.findings import Claim, Table, holds
+from kdrun.studies.findings import Claim, Table, holds, holds_in, listed
 from kdrun.studies.theory.descent import NUM_RUNS, NUM_TEACHERS, SGD_CLASSES, START_CLASSES, Descent, Minimum
 from kdrun.studies.theory.pairs import Pairs
 from kdrun.studies.theory.smoothness import GAP_CLASSES, HESSIAN_CLASSES, GapDraw
 from kdrun.studies.theory.statements import AKL_PAPER, NEARLY_0, NEARLY_1, ZHONG, Statement
 
 RATIO_FROM = 1e-9  # left / right is not told where right is mere rounding
-FORWARD_BOUND = 0.5  # of forward KL's Hessian norm
-SHANNON_BOUND = 0.125  # JSD's at p = q with half the mass on each of two classes; no search found more
-SMALL = 2 * FORWARD_BOUND  # what is called a small smoothness constant here
+NORM_BOUNDS = {  # bounds of the Hessians' norms
+    "fkl": 0.5,
+    "jsd": 0.125,  # its norm at p = q with half the mass on each of two classes; no search found more
+    "rkl": 1.0,  # what is called a small smoothness constant here: twice forward KL's
+}
 FOUND = 1e-6  # max abs(q - p) of a student that has reached the teacher
 NEAR_END = 0.01  # a weight this near to 0 or 1 has reached it
 HeadWeights = Mapping[tuple[str, float], Sequence[Tensor]]  # (head rule, nearly 0 or 1) -> AKL's weight_N, kind by kind
@@ -89,8 +91,7 @@ def minima_claim(found: Sequence[Minimum]) -> Claim:
     for end in found:
         if end.line_search and float(end.error_R.max()) < FOUND:
             reached.setdefault(label_of(end.loss), []).append(f"{end.start_scale:g}")
-    num_reached = sum(map(len, reached.values()))
-    some = 0 < num_reached < sum(end.line_search for end in found)
+    num_reached, num_cases = sum(map(len, reached.values())), sum(end.line_search for end in found)
     conditions = ", ".join(f"{label} from {' and '.join(scales)}" for label, scales in reached.items())
     words = []
     for scale in scales:
@@ -109,8 +110,9 @@ def minima_claim(found: Sequence[Minimum]) -> Claim:
         f"of {num_starts} starts, those whose student reaches the teacher (LBFGS, {START_CLASSES} classes, teacher of "
         f"scale 1), {'; '.join(words)}",
         f"max abs(q - p) below {FOUND:g} for all {num_starts} starts of every loss, with a line search",
-        "holds only when" if some else holds(num_reached > 0),
-        condition=f"the student starts at a logit scale that its loss bears: {conditions}" if some else "",
+        *holds_in(
+            num_reached, num_cases, where=f"the student starts at a logit scale that its loss bears: {conditions}"
+        ),
     )
 
 
@@ -131,13 +133,12 @@ def dial_claim(weights: HeadWeights) -> Claim:
         f"{head} {means[head, NEARLY_0]:.3f} as mu -> 0, {means[head, NEARLY_1]:.3f} as mu -> 1"
         for head in dict.fromkeys(head for head, _ in means)
     ]
-    some = bool(reached) and len(reached) < len(means)
     ends = [f"mu -> {round(mu)} by head={head}" for head, mu in reached]
     return Claim(
         "mu_as_a_dial", "mu is a dial: AKL goes from reverse KL (mu -> 0) to forward KL (mu -> 1).",
         f"{AKL_PAPER}, as mu is often read", f"mean weight of forward KL (mu = 1e-9 and 1 - 1e-9): {'; '.join(said)}",
         f"mean weight within {NEAR_END:g} of 0 and of 1",
-        "holds only when" if some else holds(bool(reached)), condition=" or ".join(ends) if some else "",
+        *holds_in(len(reached), len(means), where=" or ".join(ends)),
     )  # fmt: skip
 
 
@@ -162,32 +163,21 @@ def head_gap_claim(draws: Sequence[GapDraw]) -> Claim:
     )
 
 
-def smoothness_claims(norms: Mapping[str, Mapping[float, float]], *, tolerance: float) -> list[Claim]:
+def smoothness_claims(norms: Mapping[str, Mapping[float, float]], *, tolerance: float) -> Iterator[Claim]:
     """Of forward KL (proven), JSD and reverse KL. norms: {loss: {teacher's logit scale: largest Hessian norm}}."""
-
-    def listed(name: str) -> str:
+    for name, says, by, margin in (
+        ("fkl", "Forward KL's Hessian diag(q) - q q' has a norm of at most 1/2, whatever the teacher.",
+         f"at most 1/2 + {tolerance:g}", tolerance),
+        ("jsd", "JSD's smoothness constant is small, whatever the teacher.",
+         "at most 1/8, its norm at p = q = (1/2, 1/2): a quarter of forward KL's", tolerance),
+        ("rkl", "Reverse KL's smoothness constant is a bounded small parameter.",
+         f"at most {NORM_BOUNDS['rkl']:g}, twice forward KL's bound, at every scale", 0.0),
+    ):  # fmt: skip
         at = norms[name]
-        return f"largest Hessian norm {_numbers(at.values())} nats at teacher logit scale {_numbers(at)}"
-
-    forward, shannon, reverse = (max(norms[name].values()) for name in ("fkl", "jsd", "rkl"))
-    return [
-        Claim(
-            "smoothness_fkl", "Forward KL's Hessian diag(q) - q q' has a norm of at most 1/2, whatever the teacher.",
-            f"{ZHONG}, section 4 (smoothness)", listed("fkl"), f"at most 1/2 + {tolerance:g}",
-            holds(forward <= FORWARD_BOUND + tolerance), proven=True,
-        ),
-        Claim(
-            "smoothness_jsd", "JSD's smoothness constant is small, whatever the teacher.",
-            f"{ZHONG}, section 4 (smoothness)", listed("jsd"),
-            "at most 1/8, its norm at p = q = (1/2, 1/2): a quarter of forward KL's",
-            holds(shannon <= SHANNON_BOUND + tolerance),
-        ),
-        Claim(
-            "smoothness_rkl", "Reverse KL's smoothness constant is a bounded small parameter.",
-            f"{ZHONG}, section 4 (smoothness)", listed("rkl"),
-            f"at most {SMALL:g}, twice forward KL's bound, at every scale", holds(reverse <= SMALL),
-        ),
-    ]  # fmt: skip
+        measured = f"largest Hessian norm {listed(at.values(), '.3g')} nats at teacher logit scale {listed(at, '.3g')}"
+        well = holds(max(at.values()) <= NORM_BOUNDS[name] + margin)
+        source = f"{ZHONG}, section 4 (smoothness)"
+        yield Claim(f"smoothness_{name}", says, source, measured, by, well, proven=name == "fkl")
 
 
 def theorem_claim(descents: Sequence[Descent]) -> Claim:
@@ -215,9 +205,8 @@ def further_rows(
     norms: Mapping[str, Mapping[float, float]], descents: Sequence[Descent], found: Sequence[Minimum]
 ) -> Table:
     """Rows of tables/theory.csv for what is not measured pair by pair."""
-    limits = {"fkl": FORWARD_BOUND, "jsd": SHANNON_BOUND, "rkl": SMALL}
     rows = [
-        row(f"smoothness_{name}", f"teacher scale {scale:g}", HESSIAN_CLASSES, norm, limits[name])
+        row(f"smoothness_{name}", f"teacher scale {scale:g}", HESSIAN_CLASSES, norm, NORM_BOUNDS[name])
         for name, at in norms.items()
         for scale, norm in at.items()
     ]
@@ -230,7 +219,3 @@ def further_rows(
         regime = f"{label_of(end.loss)} from scale {end.start_scale:g}{how}"
         rows.append(row("minimum_is_teacher", regime, START_CLASSES, end.error_R.max(), FOUND))
     return rows
-
-
-def _numbers(values: Any) -> str:
-    return ", ".join(f"{value:.3g}" for value in values)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 
 import torch
 from torch import Tensor
 
 from kdrun.losses import make_loss
 from kdrun.losses.head import HEAD_RULES
-from kdrun.studies.findings import Claim, Table, Verdict, holds
-from kdrun.studies.toy.pace import Fitted, Pace
+from kdrun.studies.findings import Claim, Table, Verdict, holds, listed
+from kdrun.studies.toy.pace import PARTS, Fitted, Pace
 from kdrun.studies.toy.targets import Split, far_of, nearest_half
 
 PAPER = "AKL paper (arXiv 2404.02657)"
@@ -48,49 +48,31 @@ def same_end(runs: Sequence[Fitted]) -> Claim:
     )
 
 
-def seeking(runs: Sequence[Fitted]) -> list[Claim]:
+def seeking(runs: Sequence[Fitted]) -> Iterator[Claim]:
     """RKL gives up a mode, FKL fills the gap between modes: the view that the paper denies."""
-    rkl = _mass_ratios(runs, "RKL", "first")
-    fkl = _mass_ratios(runs, "FKL", "between")
-    source = f"the common view that the {PAPER} argues against, Figure 2"
-    rest = "in every start; contradicted: within 10% of it in every start; else doubtful"
-    return [
-        Claim(
-            key="mode_seeking",
-            statement="RKL is mode-seeking: of two modes the student gives up the lesser one.",
-            source=source,
-            measured=f"student's mass at the lesser mode / teacher's, over the starts: {_spans(rkl)}",
-            tolerance=f"holds: at most half of the teacher's {rest}",
-            verdict=_verdict(torch.cat(list(rkl.values())), sought=lambda ratio_N: ratio_N <= 0.5),
-        ),
-        Claim(
-            key="mean_seeking",
-            statement="FKL is mean-seeking: the student puts mass between two modes, where the teacher has little.",
-            source=source,
-            measured=f"student's mass between the modes / teacher's, over the starts: {_spans(fkl)}",
-            tolerance=f"holds: at least twice the teacher's {rest}",
-            verdict=_verdict(torch.cat(list(fkl.values())), sought=lambda ratio_N: ratio_N >= 2),
-        ),
-    ]
-
-
-def _mass_ratios(runs: Sequence[Fitted], label: str, part: str) -> dict[str, Tensor]:
-    """target -> ratio_N of the student's mass to the teacher's near one of two modes, or between them, at the end."""
-    return {
-        run.target.name: run.q_ENV[label][-1] @ run.target.near_V[part] / (run.target.p_V @ run.target.near_V[part])
-        for run in runs
-        if run.target.modes
-    }
-
-
-def _spans(ratios: Mapping[str, Tensor]) -> str:
-    return "; ".join(f"{name}: {float(r_N.min()):.4f} to {float(r_N.max()):.4f}" for name, r_N in ratios.items())
-
-
-def _verdict(ratio_N: Tensor, *, sought: Callable[[Tensor], Tensor]) -> Verdict:
-    if sought(ratio_N).all():
-        return "holds"
-    return "contradicted" if ((ratio_N - 1).abs() <= 0.1).all() else "doubtful"
+    for key, statement, label, part, place, bound, (least, most) in (
+        ("mode_seeking", "RKL is mode-seeking: of two modes the student gives up the lesser one.",
+         "RKL", "first", "at the lesser mode", "at most half of", (0, 0.5)),
+        ("mean_seeking", "FKL is mean-seeking: the student puts mass between two modes, where the teacher has little.",
+         "FKL", "between", "between the modes", "at least twice", (2, inf)),
+    ):  # fmt: skip
+        ratios = {}  # target -> ratio_N of the student's mass to the teacher's, at the end
+        for target, q_ENV in ((run.target, run.q_ENV[label]) for run in runs if run.target.modes):
+            near_V = target.near_V[part]
+            ratios[target.name] = q_ENV[-1] @ near_V / (target.p_V @ near_V)
+        spans = [f"{name}: {float(r_N.min()):.4f} to {float(r_N.max()):.4f}" for name, r_N in ratios.items()]
+        ratio_M = torch.cat(list(ratios.values()))
+        sought = ((ratio_M >= least) & (ratio_M <= most)).all()
+        unbiased = ((ratio_M - 1).abs() <= 0.1).all()
+        yield Claim(
+            key=key,
+            statement=statement,
+            source=f"the common view that the {PAPER} argues against, Figure 2",
+            measured=f"student's mass {place} / teacher's, over the starts: {'; '.join(spans)}",
+            tolerance=f"holds: {bound} the teacher's in every start; contradicted: within 10% of it in every "
+            "start; else doubtful",
+            verdict="holds" if sought else "contradicted" if unbiased else "doubtful",
+        )
 
 
 def judged(shares: Mapping[str, float]) -> tuple[Verdict, str]:
@@ -106,19 +88,6 @@ def judged(shares: Mapping[str, float]) -> tuple[Verdict, str]:
     return ("contradicted" if reverse > len(shares) / 2 else "doubtful"), ""
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A statement on what is fitted first; columns of the order: by the beginning epochs (if any), by the half-time."""
-
-    key: str
-    words: str
-    source: str
-    column: str
-    half_column: str
-    figures: str
-    splits: Sequence[Split]
-
-
 def order_claims(
     cuts: Sequence[Split], paces: Mapping[str, Pace], orders: Mapping[float, Table], rate: float, epochs: Sequence[int]
 ) -> list[Claim]:
@@ -127,52 +96,58 @@ def order_claims(
     far, shown = far_of(cuts), nearest_half(cuts)
 
     def errors(part: str, cut: Split) -> str:
-        at = [getattr(paces[label], f"{part}_BNS")[:, 0, cuts.index(cut)].tolist() for label in BOTH]
+        at = [paces[label].early_BNS[part][:, 0, cuts.index(cut)].tolist() for label in BOTH]
         pairs = ", ".join(f"{fkl:.3f} and {rkl:.3f}" for fkl, rkl in zip(*at, strict=True))
-        return f"sum of |p - q| on the {part} (split {cut.label}), FKL and RKL at epochs {_listed(epochs)}: {pairs}"
+        return f"sum of |p - q| on the {part} (split {cut.label}), FKL and RKL at epochs {listed(epochs)}: {pairs}"
 
     def halves(label: str) -> str:
-        of, i = paces[label], cuts.index(shown)
-        head, tail = (float(half_NS[:, i].median()) for half_NS in (of.head_half_NS, of.tail_half_NS))
+        half_NS, i = paces[label].half_NS, cuts.index(shown)
+        head, tail = (float(half_NS[part][:, i].median()) for part in PARTS)
         return f"median epochs to half of the start's error (split {shown.label}): head {head:.1f}, tail {tail:.1f}"
 
-    figure = f"{PAPER}, abstract and Figure 3"
     return [
-        _order_claim(statement, orders, rate)
-        for statement in (
-            Statement("fkl_head_first", "At the beginning FKL is ahead of RKL on the head.", figure,
-                      "fkl_head_first", "fkl_head_half_first", errors("head", shown), by_rule),
-            Statement("rkl_tail_first", "At the beginning RKL is ahead of FKL on the tail.", figure,
-                      "rkl_tail_first", "rkl_tail_half_first", errors("tail", shown), by_rule),
-            Statement("rkl_far_tail_first", f"At the beginning RKL is ahead of FKL on the far tail, classes "
-                      f"{far.mu} to {len(far.head_V) - 1}.", f"{PAPER}, Figure 3, its inset",
-                      "rkl_tail_first", "rkl_tail_half_first", errors("tail", far), [far]),
-            Statement("fkl_own_head_first", "FKL fits the head before the tail.", figure,
-                      "", "fkl_own_head_half_first", halves("FKL"), by_rule),
-            Statement("rkl_own_tail_first", "RKL fits the tail before the head.", figure,
-                      "", "rkl_own_tail_half_first", halves("RKL"), by_rule),
+        _order_claim(key, words, figures, column=column, labels=[cut.label for cut in own], orders=orders, rate=rate)
+        for key, words, figures, column, own in (
+            ("fkl_head_first", "At the beginning FKL is ahead of RKL on the head.",
+             errors("head", shown), "fkl_head", by_rule),
+            ("rkl_tail_first", "At the beginning RKL is ahead of FKL on the tail.",
+             errors("tail", shown), "rkl_tail", by_rule),
+            ("rkl_far_tail_first", f"At the beginning RKL is ahead of FKL on the far tail, classes {far.mu} to "
+             f"{len(far.head_V) - 1}.", errors("tail", far), "rkl_tail", [far]),
+            ("fkl_own_head_first", "FKL fits the head before the tail.", halves("FKL"), "fkl_own_head", by_rule),
+            ("rkl_own_tail_first", "RKL fits the tail before the head.", halves("RKL"), "rkl_own_tail", by_rule),
         )
     ]  # fmt: skip
 
 
-def _order_claim(statement: Statement, orders: Mapping[float, Table], rate: float) -> Claim:
-    labels = [cut.label for cut in statement.splits]
-    column = statement.column or statement.half_column
+def _order_claim(
+    key: str,
+    words: str,
+    figures: str,
+    *,
+    column: str,
+    labels: Sequence[str],
+    orders: Mapping[float, Table],
+    rate: float,
+) -> Claim:
+    """Judged by COLUMN_first of the order at this learning rate, or by COLUMN_half_first if it has no such column."""
+    by_half = f"{column}_half_first"
+    judged_by = f"{column}_first" if f"{column}_first" in orders[rate][0] else by_half
     rows = {other: {f"{row['rule']} {row['mu']:g}": row for row in table} for other, table in orders.items()}
-    here = {label: rows[rate][label][column] for label in labels}
+    here = {label: rows[rate][label][judged_by] for label in labels}
     verdict, condition = judged(here)
     starts = " to ".join(f"{share:.0%}" for share in sorted({min(here.values()), max(here.values())}))
-    with_it = [row["mu"] for row in orders[rate] if row["rule"] == "likeliest" and row[column] >= MOST]
-    counts = [sum(row[label][statement.half_column] >= MOST for label in labels) for row in rows.values()]
+    with_it = [row["mu"] for row in orders[rate] if row["rule"] == "likeliest" and row[judged_by] >= MOST]
+    counts = [sum(row[label][by_half] >= MOST for label in labels) for row in rows.values()]
     half = "the time to half of the start's error"
     return Claim(
-        key=statement.key,
-        statement=statement.words,
-        source=statement.source,
-        measured=f"{statement.figures}. Starts with it, over the splits: {starts}; at least {MOST:.0%} if the "
+        key=key,
+        statement=words,
+        source=f"{PAPER}, Figure 3, its inset" if "far" in key else f"{PAPER}, abstract and Figure 3",
+        measured=f"{figures}. Starts with it, over the splits: {starts}; at least {MOST:.0%} if the "
         f"head is the k likeliest classes, k = {ranges(with_it) or 'none'}. By {half}, splits with it at learning "
-        f"rates {_listed(list(rows))}: {_listed(counts)} of {len(labels)}",
-        tolerance=f"{'the smaller error at every beginning epoch' if statement.column else half}, {SPLIT_RULE}",
+        f"rates {listed(rows)}: {listed(counts)} of {len(labels)}",
+        tolerance=f"{half if judged_by == by_half else 'the smaller error at every beginning epoch'}, {SPLIT_RULE}",
         verdict=verdict,
         condition=condition,
     )
@@ -187,7 +162,3 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from kdrun.studies.toy.targets import Split, Target
 
+PARTS = ("head", "tail")
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -25,19 +27,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Pace:
-    """The errors at the beginning epochs, and the epochs until half of the start's error is left."""
+    """By part: the errors at the beginning epochs, and the epochs until half of the start's error is left."""
 
-    head_BNS: Tensor
-    tail_BNS: Tensor
-    head_half_NS: Tensor
-    tail_half_NS: Tensor
+    early_BNS: Mapping[str, Tensor]
+    half_NS: Mapping[str, Tensor]
 
 
 def pace(q_ENV: Tensor, p_V: Tensor, head_SV: Tensor, epochs: Sequence[int]) -> Pace:
     """The pace on every split; `epochs` are the beginning ones."""
-    head_ENS, tail_ENS = gaps(q_ENV, p_V, head_SV)
-    at = list(epochs)
-    return Pace(head_ENS[at], tail_ENS[at], half_time(head_ENS), half_time(tail_ENS))
+    error_ENS = dict(zip(PARTS, gaps(q_ENV, p_V, head_SV), strict=True))
+    return Pace(
+        {part: error_ENS[part][list(epochs)] for part in PARTS}, {part: half_time(error_ENS[part]) for part in PARTS}
+    )
 
 
 def gaps(q_ENV: Tensor, p_V: Tensor, head_SV: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,12 +63,12 @@ def order(cuts: Sequence[Split], fkl: Pace, rkl: Pace) -> list[dict[str, str | f
     `half`: judged by the time to half of the start's error; else by the smaller error at every beginning epoch.
     """
     shares = {
-        "fkl_head_first": (fkl.head_BNS < rkl.head_BNS).all(0),
-        "rkl_tail_first": (rkl.tail_BNS < fkl.tail_BNS).all(0),
-        "fkl_head_half_first": fkl.head_half_NS < rkl.head_half_NS,
-        "rkl_tail_half_first": rkl.tail_half_NS < fkl.tail_half_NS,
-        "fkl_own_head_half_first": fkl.head_half_NS < fkl.tail_half_NS,
-        "rkl_own_tail_half_first": rkl.tail_half_NS < rkl.head_half_NS,
+        "fkl_head_first": (fkl.early_BNS["head"] < rkl.early_BNS["head"]).all(0),
+        "rkl_tail_first": (rkl.early_BNS["tail"] < fkl.early_BNS["tail"]).all(0),
+        "fkl_head_half_first": fkl.half_NS["head"] < rkl.half_NS["head"],
+        "rkl_tail_half_first": rkl.half_NS["tail"] < fkl.half_NS["tail"],
+        "fkl_own_head_half_first": fkl.half_NS["head"] < fkl.half_NS["tail"],
+        "rkl_own_tail_half_first": rkl.half_NS["tail"] < rkl.half_NS["head"],
     }
     return [
         {

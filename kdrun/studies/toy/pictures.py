@@ -17,31 +17,11 @@ FRAMES = 32  # 0.2 s of drawing each
 BAND = torch.tensor((0.1, 0.5, 0.9), dtype=torch.float64)  # quantiles of the starts: low, line, high
 
 
-def pictures(
-    named: Sequence[Contender],
-    on_modes: Sequence[Fitted],
-    on_tail: Fitted,
-    cuts: Sequence[Split],
-    paces: Mapping[float, Mapping[str, Pace]],
-    *,
-    modes_epochs: Sequence[int],
-    tail_epochs: Sequence[int],
-) -> tuple[Picture, ...]:
-    """Figures 2 and 3, the errors over time, and what is fitted first with every number of classes in the head."""
-    return (
-        modes_picture(named, on_modes, modes_epochs),
-        tail_picture(named, on_tail, tail_epochs, far_of(cuts)),
-        errors_picture(named, on_tail, cuts),
-        ahead_picture(cuts, paces, on_tail.learning_rate, tail_epochs[:-1]),
-        own_picture(named, cuts, paces[on_tail.learning_rate]),
-    )
-
-
 def modes_picture(named: Sequence[Contender], runs: Sequence[Fitted], epochs: Sequence[int]) -> Picture:
     """Figure 2: a row for each target, a column for each epoch."""
     panels = [scatter(named, run, epoch, f"{run.target.name}: epoch {epoch}") for run in runs for epoch in epochs]
     title = f"One and two modes: teacher and students (Adam, learning rate {runs[0].learning_rate:g})"
-    return Picture("modes", title, tuple(panels), columns=len(epochs))
+    return Picture("modes", title, panels, columns=len(epochs))
 
 
 def tail_picture(named: Sequence[Contender], run: Fitted, epochs: Sequence[int], far: Split) -> Picture:
@@ -56,7 +36,7 @@ def tail_picture(named: Sequence[Contender], run: Fitted, epochs: Sequence[int],
         )
     ]
     title = f"{run.target.name}: teacher and students (Adam, learning rate {run.learning_rate:g})"
-    return Picture("tail", title, tuple(panels))
+    return Picture("tail", title, panels)
 
 
 def scatter(
@@ -92,62 +72,56 @@ def errors_picture(named: Sequence[Contender], run: Fitted, cuts: Sequence[Split
             curves.setdefault(title, []).append(Curve(loss.label, epochs, middle, loss.look, band=(low, high)))
     title = f"Error over time: median of {len(run.target.starts_NV)} starts, band from 10th to 90th percentile"
     panels = [
-        Panel(words, "epoch", "error: sum of |p - q|", tuple(lines), log_x=True, log_y=True)
-        for words, lines in curves.items()
+        Panel(words, "epoch", "error: sum of |p - q|", lines, log_x=True, log_y=True) for words, lines in curves.items()
     ]
-    return Picture("errors", title, tuple(panels))
+    return Picture("errors", title, panels)
 
 
 def ahead_picture(
     cuts: Sequence[Split], paces: Mapping[float, Mapping[str, Pace]], rate: float, epochs: Sequence[int]
 ) -> Picture:
     """The errors of FKL and RKL against each other for every number of classes in the head."""
-    at = [i for i, cut in enumerate(cuts) if cut.rule == "likeliest"]
-    classes = [cuts[i].num_head for i in at]
 
     def early(part: str, over: str, under: str) -> Panel:
-        ratio_BNS = getattr(paces[rate][over], f"{part}_BNS") / getattr(paces[rate][under], f"{part}_BNS")
-        lines = [Curve(f"epoch {epoch}", classes, _median(ratio_BNS[b][:, at]), b) for b, epoch in enumerate(epochs)]
+        ratio_BNS = paces[rate][over].early_BNS[part] / paces[rate][under].early_BNS[part]
+        lines = [(f"epoch {epoch}", b, ratio_BNS[b]) for b, epoch in enumerate(epochs)]
         return _against_classes(f"error on the {part}", f"{over} / {under}", lines, cuts)
 
     def half(part: str, over: str, under: str) -> Panel:
-        lines = []
-        for look, (other, of) in enumerate(paces.items(), len(epochs)):
-            ratio_NS = getattr(of[over], f"{part}_half_NS") / getattr(of[under], f"{part}_half_NS")
-            lines.append(Curve(f"learning rate {other:g}", classes, _median(ratio_NS[:, at]), look))
+        lines = [
+            (f"learning rate {other:g}", look, of[over].half_NS[part] / of[under].half_NS[part])
+            for look, (other, of) in enumerate(paces.items(), len(epochs))
+        ]
         return _against_classes(f"epochs to half of the {part}'s error", f"{over} / {under}", lines, cuts)
 
-    return Picture(
-        "ahead",
-        "Below 1: FKL is ahead on the head (left), RKL on the tail (right)",
-        (early("head", "FKL", "RKL"), early("tail", "RKL", "FKL"), half("head", "FKL", "RKL"),
-         half("tail", "RKL", "FKL")),
-    )  # fmt: skip
+    sides = (("head", "FKL", "RKL"), ("tail", "RKL", "FKL"))
+    title = "Below 1: FKL is ahead on the head (left), RKL on the tail (right)"
+    return Picture("ahead", title, [panel(*side) for panel in (early, half) for side in sides])
 
 
 def own_picture(named: Sequence[Contender], cuts: Sequence[Split], paces: Mapping[str, Pace]) -> Picture:
     """The epochs that each loss takes to half of its errors, for every number of classes in the head."""
-    at = [i for i, cut in enumerate(cuts) if cut.rule == "likeliest"]
-    classes = [cuts[i].num_head for i in at]
-    ratios, tails = [], []
-    for loss in named:
-        head_NS, tail_NS = paces[loss.label].head_half_NS[:, at], paces[loss.label].tail_half_NS[:, at]
-        ratios.append(Curve(loss.label, classes, _median(head_NS / tail_NS), loss.look))
-        tails.append(Curve(loss.label, classes, _median(tail_NS), loss.look))
-    return Picture(
-        "own",
-        "Each loss by itself: below 1 (left) its head is fitted before its tail",
-        (
-            _against_classes("epochs to half of the error", "head / tail", ratios, cuts),
-            _against_classes("epochs to half of the tail's error", "epochs", tails, cuts, level=False),
-        ),
+    halves = [(loss, paces[loss.label].half_NS) for loss in named]
+    ratios = [(loss.label, loss.look, half_NS["head"] / half_NS["tail"]) for loss, half_NS in halves]
+    tails = [(loss.label, loss.look, half_NS["tail"]) for loss, half_NS in halves]
+    panels = (
+        _against_classes("epochs to half of the error", "head / tail", ratios, cuts),
+        _against_classes("epochs to half of the tail's error", "epochs", tails, cuts, level=False),
     )
+    return Picture("own", "Each loss by itself: below 1 (left) its head is fitted before its tail", panels)
 
 
 def _against_classes(
-    title: str, y_label: str, curves: Sequence[Curve], cuts: Sequence[Split], *, level: bool = True
+    title: str, y_label: str, lines: Sequence[tuple[str, int, Tensor]], cuts: Sequence[Split], *, level: bool = True
 ) -> Panel:
-    """Marked: the far tail, and the rule `paper` with as many mu as have room, those near 1/2 first."""
+    """Medians of the starts, lines: (label, look, value_NS), nan, and so not drawn, where they do not reach half of an
+    error. Marked: the far tail, and the rule `paper` with as many mu as have room, those near 1/2 first."""
+    at = [i for i, cut in enumerate(cuts) if cut.rule == "likeliest"]
+    classes = [cuts[i].num_head for i in at]
+    curves = []
+    for label, look, value_NS in lines:
+        median_S = value_NS[:, at].median(0).values
+        curves.append(Curve(label, classes, median_S.where(median_S.isfinite(), torch.nan).tolist(), look))
     marks = {"far": far_of(cuts).num_head}
     for cut in sorted((cut for cut in cuts if cut.rule == "paper"), key=lambda cut: abs(cut.mu - 0.5)):
         if all(abs(cut.num_head - place) >= 12 for place in marks.values()):
@@ -155,21 +129,14 @@ def _against_classes(
     drawn = [value for curve in curves for value in curve.y if isfinite(value)]
     top = 1.12 * max(drawn, default=1)  # room for the names of the marks
     return Panel(
-        title, "classes in the head (dotted: mu, far tail)", y_label, tuple(curves),
-        levels=(("", 1),) if level else (), marks=tuple(marks.items()), y_limits=(0, max(top, 1.12) if level else top),
+        title, "classes in the head (dotted: mu, far tail)", y_label, curves,
+        levels=[("", 1)] if level else (), marks=list(marks.items()), y_limits=(0, max(top, 1.12) if level else top),
     )  # fmt: skip
-
-
-def _median(value_NS: Tensor) -> list[float]:
-    """The medians of the starts; nan, and so not drawn, where they do not reach half of an error."""
-    median_S = value_NS.median(0).values
-    found: list[float] = median_S.where(median_S.isfinite(), torch.nan).tolist()
-    return found
 
 
 def animations(
     named: Sequence[Contender], on_modes: Fitted, on_tail: Fitted, *, last_epoch: int, far: Split
-) -> tuple[Animation, Animation]:
+) -> list[Animation]:
     """The fit of two modes to its end; that of the half Gaussian to `last_epoch`, with its far tail."""
     num_steps = len(next(iter(on_modes.q_ENV.values()))) - 1
     top, tail_top = _top(on_modes), _top(on_tail)
@@ -187,7 +154,7 @@ def animations(
         ))
         for epoch in spread_epochs(last_epoch, FRAMES)
     ]  # fmt: skip
-    return Animation("modes", tuple(modes)), Animation("tail", tuple(tail))
+    return [Animation("modes", modes), Animation("tail", tail)]
 
 
 def _top(run: Fitted) -> float:

@@ -14,9 +14,9 @@ from kdrun.losses import make_loss
 from kdrun.studies.contenders import Contender, Spec, contenders
 from kdrun.studies.findings import Findings, Table
 from kdrun.studies.fit import fit
+from kdrun.studies.toy import pictures
 from kdrun.studies.toy.claims import NEAR, order_claims, same_end, seeking, tvd
-from kdrun.studies.toy.pace import Fitted, Pace, order, pace
-from kdrun.studies.toy.pictures import animations, pictures
+from kdrun.studies.toy.pace import PARTS, Fitted, Pace, order, pace
 from kdrun.studies.toy.targets import Split, Target, far_of, half_gaussian, splits, two_mode_targets
 
 
@@ -64,18 +64,24 @@ def study(
             on_tail = run
     orders = {rate: order(cuts, of["FKL"], of["RKL"]) for rate, of in paces.items()}
     return Findings(
-        claims=(
+        claims=[
             same_end([*on_modes, on_tail]),
             *seeking(on_modes),
             *order_claims(cuts, paces[tail_learning_rate], orders, tail_learning_rate, first_epochs),
-        ),
+        ],
         tables={
             "convergence": [row for run in (*on_modes, on_tail) for row in _convergence(run)],
             "errors": _errors(cuts, paces[tail_learning_rate], first_epochs),
             "order": [{"learning_rate": rate, **row} for rate, rows in orders.items() for row in rows],
         },
-        pictures=pictures(named, on_modes, on_tail, cuts, paces, modes_epochs=modes_epochs, tail_epochs=tail_epochs),
-        animations=animations(named, on_modes[0], on_tail, last_epoch=tail_epochs[-1], far=far_of(cuts)),
+        pictures=[
+            pictures.modes_picture(named, on_modes, modes_epochs),
+            pictures.tail_picture(named, on_tail, tail_epochs, far_of(cuts)),
+            pictures.errors_picture(named, on_tail, cuts),
+            pictures.ahead_picture(cuts, paces, tail_learning_rate, first_epochs),
+            pictures.own_picture(named, cuts, paces[tail_learning_rate]),
+        ],
+        animations=pictures.animations(named, on_modes[0], on_tail, last_epoch=tail_epochs[-1], far=far_of(cuts)),
     )
 
 
@@ -98,11 +104,10 @@ def _convergence(run: Fitted) -> Table:
     p_V = run.target.p_V
     rows = []
     for label, q_ENV in run.q_ENV.items():
-        nats = {
-            name: make_loss(name)(q_ENV[-1].log(), p_V.log().expand_as(q_ENV[-1])) for name in ("fkl", "rkl")
-        }  # fmt: skip
-        near_EN = tvd(q_ENV, p_V) < NEAR
-        epochs_N = torch.where(near_EN.any(0), near_EN.to(torch.uint8).argmax(0).double(), torch.inf)
+        pair = q_ENV[-1].log(), p_V.log().expand_as(q_ENV[-1])
+        nats = {name: make_loss(name)(*pair) for name in ("fkl", "rkl")}
+        epochs_E1 = torch.arange(len(q_ENV), dtype=torch.float64)[:, None]
+        epochs_N = torch.where(tvd(q_ENV, p_V) < NEAR, epochs_E1, torch.inf).amin(0)
         rows.append({
             "target": run.target.name, "learning_rate": run.learning_rate, "epochs": len(q_ENV) - 1, "loss": label,
             **{f"{name}_nats_first_start": float(nats_N[0]) for name, nats_N in nats.items()},
@@ -118,10 +123,9 @@ def _errors(cuts: Sequence[Split], paces: dict[str, Pace], epochs: Sequence[int]
     return [
         {
             "rule": cut.rule, "mu": cut.mu, "loss": label, "epoch": epoch,
-            "head_first_start": float(of.head_BNS[b, 0, i]), "tail_first_start": float(of.tail_BNS[b, 0, i]),
-            "head_mean": float(of.head_BNS[b, :, i].mean()), "tail_mean": float(of.tail_BNS[b, :, i].mean()),
-            "head_half_epochs_median": float(of.head_half_NS[:, i].median()),
-            "tail_half_epochs_median": float(of.tail_half_NS[:, i].median()),
+            **{f"{part}_first_start": float(of.early_BNS[part][b, 0, i]) for part in PARTS},
+            **{f"{part}_mean": float(of.early_BNS[part][b, :, i].mean()) for part in PARTS},
+            **{f"{part}_half_epochs_median": float(of.half_NS[part][:, i].median()) for part in PARTS},
         }
         for i, cut in enumerate(cuts)
         for label, of in paces.items()

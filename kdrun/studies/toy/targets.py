@@ -72,10 +72,10 @@ def two_mode_targets(*, seed: int, num_starts: int) -> list[Target]:
     targets = []
     for i, (first, second, deviation) in enumerate(MODES):
         p_V = 0.3 * _density(x_V, first, deviation) + 0.5 * _density(x_V, second, deviation)
-        name = f"One mode at {first}, width {deviation}"
-        if first != second:
-            name = f"Modes at {first} and {second}, width {deviation}"
         modes = (first, second) if first != second else None
+        name = (
+            f"Modes at {first} and {second}, width {deviation}" if modes else f"One mode at {first}, width {deviation}"
+        )
         targets.append(Target(name, "x (a class every 2)", x_V, p_V / p_V.sum(), starts_NMV[:, i], modes))
     return targets
 
