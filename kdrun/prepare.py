@@ -33,7 +33,7 @@ def compose_with_models(
     found = {repr(pair): cell.config for cell in cells if (pair := getattr(cell.config, "pair", None)) is not None}
     if not any(getattr(config.pair, "random_init", False) for config in found.values()):  # type: ignore[attr-defined]
         return cells, overrides
-    from kdrun.commands.preconditions import check_data
+    from kdrun.commands.preconditions import check_data, check_scoring
     from kdrun.commands.random_init import is_random, random_models
 
     if len(found) > 1:
@@ -42,6 +42,8 @@ def compose_with_models(
     if is_random(config.pair.teacher) and is_random(config.pair.student):  # a run that goes on
         return cells, overrides
     check_data(config.data)
+    if weights and getattr(config, "evaluate", True):
+        check_scoring(config.eval)  # before gigabytes are made
     shapes = yaml.safe_load((conf / "pair" / "_shapes.yaml").read_text(encoding="utf-8"))
     models = random_models(config.pair, shapes.get(config.pair.name, {}), weights=weights)
     words = [f"pair.{role}={quote(str(folder))}" for role, folder in models.items()]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
@@ -81,7 +82,7 @@ def micro_batches_agree(patient: Patient) -> Finding:
     size = len(patient.numbers)
     whole, *others = (_gradient(_loop(patient, micro=micro)) for micro in (size, -(-size // 2), 1))
     return within(
-        "micro-batches", max(_difference(other, whole) for other in others), SPLIT + patient.rounding,
+        "micro-batches", float(np.max([_difference(other, whole) for other in others])), SPLIT + patient.rounding,
         measured=f"gradient in micro-batches of {-(-size // 2)} and 1 against all {size} rows at once, relative",
         remedy=ONCE,
     )  # fmt: skip

@@ -67,10 +67,13 @@ def make_accelerator(config: TrainConfig, device: str) -> Any:
     """accelerate's view of this process: its device, its rank and the precision of its matrix products."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
 
     AcceleratorState._reset_state(reset_partial_state=True)  # a sweep's cells share a process, not a precision
     precision = {"fp32": "no", "bf16": "bf16"}[choose_precision(config.train.precision, device)]
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    # DDP's buckets are the gradients themselves, not a second copy.
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[views])
 
 
 def place(

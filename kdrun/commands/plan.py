@@ -11,11 +11,13 @@ from kdrun.commands.cache_list import print_table
 from kdrun.commands.preconditions import check_data, missing_teacher
 from kdrun.commands.teachers import teacher_dtype
 from kdrun.config import CachedTeacher, ScratchPair, TrainConfig
+from kdrun.config.launching import OneProcess, Sharding
 from kdrun.data.examples import Splits
 from kdrun.errors import UserError
 from kdrun.models.loading import load_tokenizer, local_folder, quiet_libraries
 from kdrun.planning.machines import DATA_SHEETS, WATTS_A_CORE, Machine, named_gpu, this_machine
 from kdrun.runs.directory import write_json
+from kdrun.runs.gpus import visible_gpus
 from kdrun.teachers.listing import spell_bytes
 from kdrun.untrusted import check_model_config
 
@@ -69,8 +71,15 @@ def _training(config: TrainConfig, *, precision: str) -> tuple[Training, list[st
         lengths=lengths, scored=scored, epochs=settings.epochs, max_steps=settings.max_steps,
         batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=config.seed,
         precision=precision, teacher_dtype=teacher_dtype(config.pair),  # type: ignore[arg-type]
-        checkpointing=settings.gradient_checkpointing, chunk_tokens=settings.chunk_tokens,
+        checkpointing=settings.gradient_checkpointing, chunk_tokens=settings.chunk_tokens, ranks=_ranks(config),
     ), [*said, *assumed, *_bounds(config)]  # fmt: skip
+
+
+def _ranks(config: TrainConfig) -> int:
+    """Processes of the training: what launch= says, or one a GPU of this machine."""
+    if isinstance(config.launch, OneProcess):
+        return 1
+    return config.launch.processes or max(1, len(visible_gpus()))
 
 
 def _bounds(config: TrainConfig) -> list[str]:
@@ -82,6 +91,19 @@ def _bounds(config: TrainConfig) -> list[str]:
         found.append("adapter: as if all weights were trained, an upper bound")
     if (bits := getattr(config.pair, "teacher_bits", None)) is not None:
         found.append(f"pair.teacher_bits={bits}: as if it were null, an upper bound of the memory")
+    if (ranks := _ranks(config)) > 1:
+        found.append(
+            f"launch={config.launch.kind}: memory is of each of {ranks} processes, which share the rows of a step and, "
+            "on GPUs, the time; what they tell each other takes none"
+        )
+    elif not isinstance(config.launch, OneProcess):
+        found.append(f"launch={config.launch.kind}: in one process; type launch.processes=8 for eight")
+    if isinstance(config.launch, Sharding) and ranks > 1:
+        student = "" if getattr(config.launch, "stage", 3) == 2 else "student, "
+        found.append(
+            f"sharding: as if there were none, an upper bound; of {student}gradients and optimiser each process holds "
+            f"1/{ranks}"
+        )
     return found
 
 
@@ -190,16 +212,19 @@ def _on(machine: Machine, training: Training, utilisation: float) -> dict[str, A
     from kdrun.planning.work import training_flops
 
     memory = _memory(machine, training)
-    seconds = sum(training_flops(training).values()) / (machine.flops[training.precision] * utilisation)
+    on_cpu = machine.device_type == "cpu"  # which the processes share; each has a GPU of its own
+    together = training.ranks if on_cpu else 1
+    gpus = 1 if on_cpu else training.ranks
+    seconds = sum(training_flops(training).values()) / (machine.flops[training.precision] * utilisation * gpus)
     found: dict[str, int] = {}
-    if memory["peak"] > machine.memory_bytes:
+    if memory["peak"] * together > machine.memory_bytes:
         found = {word: _memory(machine, other)["peak"] for word, other in remedies(training).items()}
     return {
         **asdict(machine), "precision": training.precision, "bytes": memory,
-        "fits": memory["peak"] <= machine.memory_bytes,
+        "fits": memory["peak"] * together <= machine.memory_bytes, "processes": training.ranks,
         "remedies": {word: peak for word, peak in sorted(found.items(), key=lambda item: item[1])
                      if peak < memory["peak"]}, "seconds": seconds,
-        "kwh": None if machine.watts is None else machine.watts * seconds / 3.6e6,
+        "kwh": None if machine.watts is None else machine.watts * gpus * seconds / 3.6e6,
     }  # fmt: skip
 
 
@@ -241,6 +266,8 @@ def _show(facts: dict[str, Any]) -> None:
     machines = facts["machines"]
     lines = [[LABELS.get(name, name), *(spell_bytes(size) if (size := m["bytes"][name]) else "" for m in machines)]
              for name in machines[0]["bytes"] if any(m["bytes"][name] for m in machines)]  # fmt: skip
+    if machines[0]["processes"] > 1:
+        lines.append(["processes", *(str(m["processes"]) for m in machines)])
     lines.append(["memory there", *(spell_bytes(m["memory_bytes"]) for m in machines)])
     lines.append(["fits", *("yes" if m["fits"] else "NO" for m in machines)])
     lines.append(["rate", *(f"{m['flops'][m['precision']] / 1e12:.3g} TFLOP/s {m['precision']}" for m in machines)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ STEPS_LOOKED_AT = 2000  # rows come in random order: later steps bring hardly a 
 @dataclass(frozen=True)
 class Training:
     """student, teacher: transformers configs. use: of a teacher that is run, of which only the head is in memory, or
-    that waits for the validation. lengths, scored: tokens of each row of an epoch."""
+    that waits for the validation. lengths, scored: tokens of each row of an epoch. ranks: processes, which share the
+    rows of a step."""
 
     student: Any
     teacher: Any | None
@@ -33,6 +35,7 @@ class Training:
     teacher_dtype: Literal["fp32", "bf16", "fp16"]
     checkpointing: bool
     chunk_tokens: int | None
+    ranks: int = 1
 
     @property
     def num_steps(self) -> int:
@@ -58,13 +61,14 @@ class MicroBatch:
 
 
 def largest_micro_batch(training: Training, device_type: str) -> MicroBatch:
-    """The forward pass with the most tokens, in groups as data/batch.py makes them on that device."""
+    """The forward pass with the most tokens on any rank, in groups as data/batch.py makes them on that device."""
     order = RowOrder(len(training.lengths), batch_size=training.batch_size, seed=training.seed)
     largest, most = np.empty(0, dtype=np.int64), -1
     for step in range(min(training.num_steps, STEPS_LOOKED_AT)):
-        rows = order.rows(step)
-        rows = rows[np.argsort(training.lengths[rows], kind="stable")]
-        pieces = list(micro_batches(rows, training.micro_batch_size))
+        pieces: list[NDArray[np.int64]] = []
+        for rank in range(training.ranks):
+            rows = order.rows(step)[rank :: training.ranks]
+            pieces += micro_batches(rows[np.argsort(training.lengths[rows], kind="stable")], training.micro_batch_size)
         tokens = [int(training.lengths[piece].sum()) for piece in pieces]
         if max(tokens) > most:
             most, largest = max(tokens), pieces[int(np.argmax(tokens))]
@@ -74,13 +78,14 @@ def largest_micro_batch(training: Training, device_type: str) -> MicroBatch:
     return MicroBatch(
         tuple((part.stop - part.start, lengths[part.stop - 1]) for part in parts),
         tuple(int(training.scored[largest[part]].sum()) for part in parts),
-        accumulates=len(largest) < min(training.batch_size, len(training.lengths)),
+        accumulates=len(largest) < math.ceil(min(training.batch_size, len(training.lengths)) / training.ranks),
     )
 
 
 def remedies(training: Training) -> dict[str, Training]:
     """Word -> the training with it, for every word that may save memory and keeps the objective."""
-    size = min(training.micro_batch_size or training.batch_size, training.batch_size)
+    share = math.ceil(training.batch_size / training.ranks)
+    size = min(training.micro_batch_size or share, share)
     found = {}
     while size > 1:
         size //= 2

@@ -147,6 +147,16 @@ def last_chunk_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(chunked._Chunks, "run", losing)
 
 
+def not_a_number_in_the_smallest_chunks(patch: pytest.MonkeyPatch) -> None:
+    whole = objective.sums_of
+
+    def spoilt(*given: Any, chunk_tokens: int | None = None, **mix: Any) -> Any:
+        total, *parts = whole(*given, chunk_tokens=chunk_tokens, **mix)
+        return total * (float("nan") if chunk_tokens == objective.CHUNKS[-1] else 1), *parts
+
+    patch.setattr(objective, "sums_of", spoilt)
+
+
 def observed_each_micro_batch(patch: pytest.MonkeyPatch) -> None:
     forward = StudentObjective.forward
 
@@ -216,6 +226,7 @@ def test_a_fault_in_the_students_own_text_is_found(
         (divided_by_each_rank, {"processes"}, None),
         (divided_twice, {"gradient"}, None),
         (last_chunk_lost, {"chunks"}, None),
+        (not_a_number_in_the_smallest_chunks, {"chunks"}, None),
         (observed_each_micro_batch, {"taid"}, None),
         (cache_rows_exchanged, {"cache"}, None),
     ],

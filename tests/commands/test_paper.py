@@ -91,7 +91,8 @@ def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "pair.random_init=true", "pair.layers=1", "pair.tokenizer=tokenizer", "data.path=dolly", "data.max_rows=8",
         "data.max_tokens=96", "data.max_prompt_tokens=80", "train.max_steps=10", "train.batch_size=1",
         "train.valid_rows=1", "train.save_every=null", "train.precision=fp32", "eval.suites_path=suites",
-        "eval.bertscore=false", "eval.seeds=[10,20]", "eval.max_new_tokens=2", "track.mode=disabled",
+        "eval.bertscore=false", "eval.seeds=[10]", "eval.num_examples=1", "eval.max_new_tokens=2",
+        "track.mode=disabled",
     ]  # fmt: skip
 
 
@@ -167,6 +168,7 @@ def test_random_weights_serve_a_fine_tuned_teacher_a_resumed_run_and_an_evaluati
         (["pair.name=other"], "no shape in conf/pair/_shapes.yaml for the teacher of other; type pair.teacher=FOLDER"),
         (["pair.random_init=false"], "pair.layers=1: the checkpoints say it; leave it out, or type pair.random_init"),
         (["data.path=nowhere"], "data.path=nowhere: no such folder"),
+        (["eval.suites_path=nowhere"], "eval.suites_path=nowhere: no such folder"),
     ],
 )
 def test_what_random_weights_lack_is_one_line_and_exit_2(

@@ -50,6 +50,19 @@ def test_a_teacher_that_is_not_made_yet_is_counted_and_not_made(plan_here: Plan,
     assert not (workspace / "outputs" / "teachers" / "later").exists()
 
 
+def test_processes_share_the_rows_of_a_step_and_the_time_of_gpus(plan_here: Plan, tmp_path: Path) -> None:
+    words = ["loss=akl", *SMALL, "train.max_steps=6", "train.batch_size=8"]
+    paths = [tmp_path / "one.json", tmp_path / "four.json"]
+    assert plan_here(*words, gpu="h100", json=paths[0]).returncode == 0
+    assert plan_here(*words, "launch=ddp", "launch.processes=4", gpu="h100", json=paths[1]).returncode == 0
+    one, four = (read_json(path) for path in paths)
+    assert four["flops"] == one["flops"]
+    assert four["machines"][1]["seconds"] == pytest.approx(one["machines"][1]["seconds"] / 4)
+    assert four["machines"][1]["kwh"] == pytest.approx(one["machines"][1]["kwh"])
+    done = plan_here(*words, "launch=deepspeed", "launch.processes=4")
+    assert "of gradients and optimiser each process holds 1/4" in done.stdout
+
+
 def test_of_a_folder_with_a_config_alone_it_says_what_does_not_fit_and_what_helps(
     plan_here: Plan, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The memory of a step without data against that of the same step with data, and the batches of the real loop."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -102,13 +103,13 @@ def test_remedies_are_the_words_that_save_memory() -> None:
         assert memory.training_memory(found[word], "cpu")[part] <= 0.7 * before[part]
 
 
-@pytest.mark.parametrize("micro", [None, 16, 5])
-def test_the_largest_micro_batch_is_one_that_the_loop_makes(micro: int | None) -> None:
+@pytest.mark.parametrize(("micro", "ranks"), [(None, 1), (16, 1), (5, 1), (None, 3), (5, 3)])
+def test_the_largest_micro_batch_is_one_that_the_loop_makes(micro: int | None, ranks: int) -> None:
     rows = encoded(64)
-    given = training(gpt2(64), None, batch_size=24, micro_batch_size=micro, epochs=2)
+    given = training(gpt2(64), None, batch_size=24, micro_batch_size=micro, epochs=2, ranks=ranks)
     order, batches = RowOrder(64, batch_size=24, seed=0), []
-    for step in range(6):
-        numbers = order.rows(step)
+    for step, rank in itertools.product(range(6), range(ranks)):
+        numbers = order.rows(step)[rank::ranks]
         numbers = numbers[np.argsort(rows.lengths[numbers], kind="stable")]
         batches += [make_batch(rows, piece, pad_id=END, device="cpu") for piece in micro_batches(numbers, micro)]
     largest = max(batches, key=lambda batch: int(rows.lengths[batch.rows].sum()))

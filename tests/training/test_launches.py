@@ -68,6 +68,7 @@ def steps_of(case, folder: Path) -> dict:
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
 
     from kdrun.losses import MatchedGradient, make_loss
     from kdrun.runs.ranks import every_rank
@@ -83,7 +84,8 @@ def steps_of(case, folder: Path) -> dict:
 
     architecture, launch, source, micro, name = case
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator, rows = Accelerator(cpu=True), encoded(16)
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # as commands/launching.py asks for it
+    accelerator, rows = Accelerator(cpu=True, kwargs_handlers=[views]), encoded(16)
     student, model = models(architecture)
     alone = accelerator.num_processes == 1
     if source in ("sharded", "offloaded") and not alone:
