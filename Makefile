@@ -7,7 +7,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt
 DEMO := outputs/demo
 
-.PHONY: setup demo test check lock bench studies torture deepspeed
+.PHONY: setup demo test check lock bench studies torture deepspeed large
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -26,8 +26,8 @@ demo: setup
 	$(BIN)/kdrun compare outputs/teachers/tiny-unicode $(DEMO) --baseline SFT --baseline FKL --plot $(DEMO)/curves.png
 
 test: setup
-	@# A file a worker: what its tests share is made once.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# A file a worker: what its tests share is made once. In their order: the commands' long ones early, not last.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Peers to compare with, then every benchmark; tables and pictures in outputs/bench/.
 bench: setup
@@ -40,6 +40,10 @@ studies: setup
 		$(BIN)/kdrun study $$which hydra.run.dir=outputs/studies/$$which || exit 1; done
 
 # The long promises: kills, flipped bytes, malformed input (16 minutes on two cores).
+# Dry runs of the papers' LLaMA pairs: one layer of each, gigabytes.
+large: setup
+	$(BIN)/python -m pytest -m large
+
 # What make test leaves out where DeepSpeed is not installed: ZeRO 2 and 3 beside DDP and FSDP.
 deepspeed: setup
 	$(UV) -e '.[dev,deepspeed]'

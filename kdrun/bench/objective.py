@@ -16,9 +16,10 @@ from torch import Tensor
 
 from kdrun.bench.contest import Contestant, Plan, Target, Work
 from kdrun.bench.textbook import GKD_BETA, TEXTBOOK
-from kdrun.losses import chunked_linear_loss, make_loss
+from kdrun.losses import chunked_objective, make_loss
 from kdrun.native import fast_float32_products
 from kdrun.native.products import onednn_is_better
+from kdrun.training.compile import Compiled
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FLOOR = "floor: four products"
@@ -54,7 +55,7 @@ class ObjectiveCase:
     seed: int
     losses: tuple[str, ...]
     peer_losses: tuple[str, ...]
-    compiled: bool  # whether Liger takes part compiled, too (half a minute for each shape)
+    compiled: bool  # whether our losses and Liger take part compiled, too (half a minute for each shape)
 
     @property
     def label(self) -> str:
@@ -91,7 +92,10 @@ class ObjectiveCase:
         found = [Contestant(FLOOR, run_floor, "floor", weighed=False)]
         if self.device == "cpu" and self.precision == "fp32" and onednn_is_better():
             found.append(Contestant(FLOOR_FAST, run_fast_floor, "floor", weighed=False))
-        found += [Contestant(f"ours {name}", partial(run_ours, name), "ours") for name in self.losses]
+        for name in self.losses:
+            found.append(Contestant(f"ours {name}", partial(run_ours, name), "ours"))
+            if self.compiled and make_loss(name).traceable:
+                found.append(Contestant(f"ours {name}, compiled", partial(run_ours, name, compiled=True), "ours"))
         for name in self.peer_losses:
             found.append(Contestant(f"plain {name}", partial(run_plain, name), "textbook"))
             if (beta := GKD_BETA.get(name)) is None:
@@ -166,13 +170,16 @@ def run_fast_floor(sides: Sides) -> Work:
     return work
 
 
-def run_ours(name: str, sides: Sides) -> Work:
-    """kdrun.losses.chunked_linear_loss, divided by the number of tokens as training does."""
+def run_ours(name: str, sides: Sides, *, compiled: bool = False) -> Work:
+    """kdrun.losses.chunked_objective, divided by the number of tokens as training does; compiled: as train.compile."""
     loss = make_loss(name)
+    with_gradient = Compiled().with_gradient if compiled else None
 
     def mean() -> Tensor:
-        total = chunked_linear_loss(loss, *sides.watched, sides.teacher_hidden_NE, sides.teacher_weight_VE)
-        return total / len(sides.target_N)
+        teacher = sides.teacher_hidden_NE, sides.teacher_weight_VE
+        return chunked_objective(loss, *sides.watched, *teacher, with_gradient=with_gradient).total / len(
+            sides.target_N
+        )
 
     return partial(_gradients, mean, sides)
 

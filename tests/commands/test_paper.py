@@ -101,9 +101,9 @@ def dry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("words", "names"),
     [
         ("experiment=paper/gpt2 experiment/paper/row=sft,akl", ["sft", "akl"]),
-        ("experiment=paper/llama experiment/paper/row=akl", ["akl"]),
         ("experiment=paper/abkd loss=ab", ["abkd-ab"]),
-        ("experiment=paper/abkd_llama loss=ab", ["abkd-ab"]),
+        pytest.param("experiment=paper/llama experiment/paper/row=akl", ["akl"], marks=pytest.mark.large),
+        pytest.param("experiment=paper/abkd_llama loss=ab", ["abkd-ab"], marks=pytest.mark.large),
     ],
 )
 def test_a_dry_run_goes_through_ten_steps_evaluation_and_comparison(
