@@ -25,6 +25,7 @@ from kdrun.training.placement import Placement
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+BUCKET = 50_000_000  # gradients that are reduced at once: 0.2 GB beside the rest; by default it is ten times that
 
 
 class Zero(Placement):
@@ -95,7 +96,7 @@ class Zero(Placement):
             "gradient_clipping": self.clip_norm or 0.0,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {"stage": self.stage},
+            "zero_optimization": {"stage": self.stage, "reduce_bucket_size": BUCKET},
             # Weights and what ranks tell each other stay in float32.
             "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         }
@@ -112,7 +113,7 @@ class Zero(Placement):
         self.engine.backward(total * self.accelerator.num_processes, scale_wrt_gas=False)
 
     def update(self, clip_norm: float | None, check: Callable[[float], None]) -> float:
-        """As above; ZeRO measures the norm in its update, and makes none of a gradient that is not finite."""
+        """See Placement; ZeRO measures the norm in its update, and makes none of a gradient that is not finite."""
         if clip_norm != self.clip_norm:
             raise ValueError(f"clip_norm={clip_norm}: the engine was made for {self.clip_norm}")
         self.engine.step()

@@ -77,8 +77,7 @@ def steps_of(case, folder: Path) -> dict:
     from kdrun.training.objective import StudentObjective
     from kdrun.training.optimizer import make_optimizer
     from kdrun.training.placement import Placement
-    from kdrun.training.sharding import Sharded, shard_teacher
-    from kdrun.training.zero import Zero
+    from kdrun.training.sharding import shard_teacher
     from tests.teachers.conftest import cached_teacher, make_cache
     from tests.training.conftest import END, encoded
 
@@ -97,12 +96,7 @@ def steps_of(case, folder: Path) -> dict:
     loss = make_loss("jsd", beta=0.1) if name == "matched" else make_loss(name)
     objective = StudentObjective(student, MatchedGradient(loss) if name == "matched" else loss, kd_ratio=0.5)
     # With a small eps, Adam moves a weight by lr for a gradient that is rounding alone.
-    kind = {
-        "fsdp": Sharded,
-        "zero2": partial(Zero, stage=2, clip_norm=1.0),
-        "zero3": partial(Zero, stage=3, clip_norm=1.0),
-    }
-    placement = kind.get("alone" if alone else launch, Placement)(
+    placement = kinds().get("alone" if alone else launch, Placement)(
         objective, lambda: make_optimizer(student, lr=0.01, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.1), accelerator
     )
     settings = LoopSettings(num_steps=4, batch_size=5, micro_batch_size=micro, seed=0, clip_norm=1.0,
@@ -126,7 +120,15 @@ def steps_of(case, folder: Path) -> dict:
     return facts
 
 
-def gathers_of_a_step(chunk_tokens: int | None, micro: int) -> int:
+def kinds() -> dict:
+    """How a launch places the student, where it is not whole on every rank."""
+    from kdrun.training.sharding import Sharded
+    from kdrun.training.zero import Zero
+
+    return {"fsdp": Sharded} | {f"zero{stage}": partial(Zero, stage=stage, clip_norm=1.0) for stage in (2, 3)}
+
+
+def gathers_of_a_step(chunk_tokens: int | None, micro: int, launch: str = "fsdp") -> int:
     """All-gathers of one step of the sharded GPT-2 with one block, its rows all of one length."""
     import torch
     from accelerate import Accelerator
@@ -136,14 +138,14 @@ def gathers_of_a_step(chunk_tokens: int | None, micro: int) -> int:
     from kdrun.losses import make_loss
     from kdrun.training.loop import Loop, LoopSettings
     from kdrun.training.objective import StudentObjective
-    from kdrun.training.sharding import Sharded
     from tests.training.conftest import END, encoded
 
     AcceleratorState._reset_state(reset_partial_state=True)
     student = models("gpt2")[0]
     objective = StudentObjective(student, make_loss("sft"), chunk_tokens=chunk_tokens)
-    placement = Sharded(objective, lambda: torch.optim.SGD(student.parameters(), lr=0.0), Accelerator(cpu=True))
-    settings = LoopSettings(num_steps=1, batch_size=8, micro_batch_size=micro, seed=0, clip_norm=None,
+    place = kinds()[launch]
+    placement = place(objective, lambda: torch.optim.SGD(student.parameters(), lr=0.0), Accelerator(cpu=True))
+    settings = LoopSettings(num_steps=1, batch_size=8, micro_batch_size=micro, seed=0, clip_norm=1.0,
                             learning_rate=lambda step: 0.0, log_every=1)  # fmt: skip
     rows = encoded(1).subset([0] * 8)
     loop = Loop(placement, rows, settings, teacher=None, pad_id=END)
@@ -164,6 +166,8 @@ def run_cases(folder: Path) -> None:
 
     join("cpu")
     found = {"gathers": [gathers_of_a_step(None, 4), gathers_of_a_step(1, 4), gathers_of_a_step(None, 1)]}
+    if ZERO_CASES:
+        found["zero gathers"] = [gathers_of_a_step(None, 4, "zero3"), gathers_of_a_step(1, 4, "zero3")]
     for name, case in (CASES | ZERO_CASES).items():
         found[name] = {"together": steps_of(case, folder)}
         if rank() == 0:
@@ -209,6 +213,9 @@ def test_two_processes_make_the_steps_of_one(name: str, measured: list[dict]) ->
 @pytest.mark.slow
 def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk(measured: list[dict]) -> None:
     """The one block is gathered for every forward and backward pass; what is left is embeddings, last norm and head."""
+    if ZERO_CASES:
+        once, in_chunks = measured[0]["zero gathers"]
+        assert once == in_chunks > 0
     once, in_chunks, in_four_micro_batches = measured[0]["gathers"]
     assert once == in_chunks == 2 * 1 + 1
     assert in_four_micro_batches - once == 3 * 2
