@@ -193,6 +193,7 @@ def cache(words: Sequence[str], conf: Path) -> None:
     they ask for the teacher's text."""
     flags, typed = split_words(words)
     with answered(typed):
+        check_flags(flags)
         options = read_flags(flags)
         options.multirun = True  # a sweep's words are as good: its cells share their caches
         overrides = [expand_short_key(word) for word in typed]
@@ -265,6 +266,7 @@ def show(command: str, words: Sequence[str]) -> None:
     flags, typed = split_words(words)
     overrides = [expand_short_key(word, command) for word in typed]
     with answered(typed):
+        check_flags(flags)
         cells = compose_cells(command, overrides, read_flags(flags), cli.CONF)
     print(OmegaConf.to_yaml(OmegaConf.create(cells[0].config.model_dump(mode="json"))), end="")
 

@@ -5,12 +5,15 @@ import ast
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from kdrun.cli import CONF
+from kdrun.launch import cache, show
 from kdrun.models.loading import save_model
 from kdrun.models.scratch import make_model, train_tokenizer
 
@@ -98,6 +101,16 @@ def test_no_word_and_no_config_file_makes_hydra_run_something_else(
     refused(done, fragment)
     assert not ran.exists()
     assert set(Path.cwd().rglob("*")) == before
+
+
+@pytest.mark.parametrize("look", [lambda words: show("train", words), lambda words: cache(words, CONF)])
+def test_every_command_refuses_a_conf_of_another_place(
+    look: Callable[[list[str]], None], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        look([*SHORT, "--config-path", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "--config-path: kdrun has its own" in capfd.readouterr().err
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
