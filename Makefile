@@ -39,7 +39,6 @@ studies: setup
 	for which in toy gaussians rank theory losses headtail; do \
 		$(BIN)/kdrun study $$which hydra.run.dir=outputs/studies/$$which || exit 1; done
 
-# The long promises: kills, flipped bytes, malformed input (16 minutes on two cores).
 # Dry runs of the papers' LLaMA pairs: one layer of each, gigabytes.
 large: setup
 	$(BIN)/python -m pytest -m large
@@ -49,6 +48,7 @@ deepspeed: setup
 	$(UV) -e '.[dev,deepspeed]'
 	$(BIN)/python -m pytest tests/training/test_launches.py tests/commands/test_train_launch.py
 
+# The long promises: kills, flipped bytes, malformed input, two at once (10 minutes on two cores).
 torture: setup
 	$(BIN)/python -m tests.torture
 
