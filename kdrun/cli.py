@@ -49,6 +49,7 @@ launch (in how many processes): {options("launch")}; torchrun -m kdrun train doe
 Examples: kdrun train loss=akl mu=0.5 | kdrun train loss=fkl data=jsonl data.path=my.jsonl | kdrun train resume=DIR""",
 )
 def train(overrides: Overrides = None) -> None:
+    """Train once."""
     launch("train", overrides)
 
 
@@ -59,6 +60,7 @@ def train(overrides: Overrides = None) -> None:
 Examples: kdrun sweep loss=akl mu=0.3,0.5,0.7 | kdrun sweep loss=fkl,rkl,jsd seed=0,1,2""",
 )
 def sweep(overrides: Overrides = None) -> None:
+    """Train once for every combination of values."""
     launch("train", ["--multirun", *(overrides or [])])
 
 
@@ -72,6 +74,7 @@ Examples: kdrun evaluate run=DIR eval=paper | kdrun evaluate student=PATH data=u
 role=teacher""",
 )
 def evaluate(overrides: Overrides = None) -> None:
+    """Generate and score."""
     launch("evaluate", overrides)
 
 
@@ -86,6 +89,7 @@ kdrun judge ... against=DIR yes=true | kdrun judge ... against=references decodi
 scores=diversity judge.num_examples=100""",
 )
 def judge(overrides: Overrides = None) -> None:
+    """Let a language model judge evaluations."""
     # To Hydra, eval= is the config group of train and evaluate.
     launch("judge", [f"evaluation={word[5:]}" if word.startswith("eval=") else word for word in overrides or []])
 
@@ -152,6 +156,7 @@ Examples: kdrun bench loss | kdrun bench objective bench.tokens=512 | kdrun benc
 def bench(
     which: Annotated[str, typer.Argument(metavar="WHICH", help="The benchmark.")] = "", overrides: Overrides = None
 ) -> None:
+    """Measure side by side."""
     _with_choice("bench", which, overrides or [], "loss")
 
 
@@ -178,6 +183,7 @@ kdrun study headtail study.runs=outputs/sweep/...""",
 def study(
     which: Annotated[str, typer.Argument(metavar="WHICH", help="The study.")] = "", overrides: Overrides = None
 ) -> None:
+    """Check claims of the literature."""
     _with_choice("study", which, ["strict=true" if word == "--strict" else word for word in overrides or []], "toy")
 
 
@@ -192,6 +198,7 @@ Examples: kdrun cache pair=gpt2 | kdrun cache data=docstrings cache.topk=50 | kd
 kdrun cache ls | kdrun cache ls DIR""",
 )
 def cache(overrides: Overrides = None) -> None:
+    """Make or list teacher caches."""
     from kdrun.launch import answered
     from kdrun.launch import cache as run
 
@@ -218,6 +225,7 @@ def doctor(
     *,
     json: Annotated[Path | None, typer.Option(help="Write every finding to this file, too.")] = None,
 ) -> None:
+    """Check the machine and a training."""
     from kdrun.launch import doctor as run
 
     run(list(overrides or []), CONF, json=json)
@@ -238,6 +246,7 @@ def plan(
     utilisation: Annotated[float, typer.Option(help="Share of the machine's rate that a training gets.")] = 0.35,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file, too.")] = None,
 ) -> None:
+    """Say what a training will take."""
     from kdrun.launch import plan as run
 
     run(list(overrides or []), CONF, gpu=gpu, utilisation=utilisation, json=json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from kdrun.runs.ranks import rank
 from kdrun.training.objective import StudentObjective
 
 T = TypeVar("T")
@@ -102,3 +104,28 @@ class Placement:
     def _part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """This rank's part of a whole tensor that belongs to a parameter."""
         return tensor
+
+
+class Divided(Placement):
+    """What the ranks divide among them; rank 0 keeps a whole copy of the student on the CPU, for checkpoints."""
+
+    in_step = True
+
+    def __init__(
+        self, objective: StudentObjective, make_optimizer: Callable[[], torch.optim.Optimizer], accelerator: Any
+    ) -> None:
+        self.kept = copy.deepcopy(objective.student).cpu() if rank() == 0 else None
+        super().__init__(objective, make_optimizer, accelerator)
+
+    @torch.no_grad()
+    def student(self) -> Any:
+        """Rank 0's copy, brought up to date."""
+        for name, parameter in self.plain.student.named_parameters():
+            value = self._whole(parameter)
+            if self.kept is not None:
+                self.kept.get_parameter(name).copy_(value)
+        return self.kept
+
+    def _whole(self, parameter: Tensor) -> Tensor:
+        """A parameter, gathered by all ranks."""
+        raise NotImplementedError

@@ -7,7 +7,6 @@ for a chunk. Gradients are reduced after every micro-batch, so that they are nev
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from kdrun.models.heads import body_of
 from kdrun.runs.ranks import num_ranks, rank
-from kdrun.training.placement import Placement
+from kdrun.training.placement import Divided
 
 T = TypeVar("T")
 
@@ -31,14 +30,11 @@ def _blocks(model: Any) -> list[nn.Module]:
     return [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
 
 
-class Sharded(Placement):
-    """The student is sharded over the ranks, with its gradients and optimiser; rank 0 keeps a whole copy on the CPU."""
-
-    in_step = True
+class Sharded(Divided):
+    """The student is sharded over the ranks, with its gradients and optimiser."""
 
     def _place(self, make_optimizer: Callable[[], torch.optim.Optimizer]) -> tuple[Any, Any]:
         student = self.plain.student.cpu()
-        self.kept = copy.deepcopy(student) if rank() == 0 else None
         mesh = init_device_mesh(self.device.type, (num_ranks(),))
         for block in _blocks(student):
             fully_shard(block, mesh=mesh)
@@ -66,14 +62,8 @@ class Sharded(Placement):
         finally:
             self.objective.reshard()
 
-    @torch.no_grad()
-    def student(self) -> Any:
-        """Rank 0's copy, brought up to date."""
-        for name, parameter in self.plain.student.named_parameters():
-            value = whole(parameter)
-            if self.kept is not None:
-                self.kept.get_parameter(name).copy_(value)
-        return self.kept
+    def _whole(self, parameter: Tensor) -> Tensor:
+        return whole(parameter)
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         for name, value in super().optimizer_state():

@@ -6,7 +6,6 @@ the clipping ZeRO's. What a checkpoint holds is gathered whole, so that any laun
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import math
@@ -21,17 +20,15 @@ from torch import Tensor, nn
 
 from kdrun.runs.ranks import num_ranks, rank
 from kdrun.training.objective import StudentObjective
-from kdrun.training.placement import Placement
+from kdrun.training.placement import Divided
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 BUCKET = 50_000_000  # gradients that are reduced at once: 0.2 GB beside the rest; by default it is ten times that
 
 
-class Zero(Placement):
-    """ZeRO stage 2 or 3; rank 0 keeps a whole copy of the student on the CPU."""
-
-    in_step = True
+class Zero(Divided):
+    """ZeRO stage 2 or 3."""
 
     def __init__(
         self,
@@ -50,7 +47,6 @@ class Zero(Placement):
         super().__init__(objective, make_optimizer, accelerator)
 
     def _place(self, make_optimizer: Callable[[], torch.optim.Optimizer]) -> tuple[Any, Any]:
-        self.kept = copy.deepcopy(self.plain.student).cpu() if rank() == 0 else None
         entry = _Entry(self.plain.to(self.device), self.device.type)
         optimizer = make_optimizer()
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -130,15 +126,11 @@ class Zero(Placement):
         found: T = self.engine(work)
         return found
 
-    @torch.no_grad()
-    def student(self) -> Any:
+    def _whole(self, parameter: Tensor) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in self.plain.student.named_parameters():
-            value = safe_get_full_fp32_param(parameter)
-            if self.kept is not None:
-                self.kept.get_parameter(name).copy_(value)
-        return self.kept
+        found: Tensor = safe_get_full_fp32_param(parameter)
+        return found
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.utils import safe_get_full_optimizer_state
